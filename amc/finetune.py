@@ -1,0 +1,143 @@
+"""Fine-tuning: the recovery of a slimmed model, short inside the search and long for the final one.
+
+SGD with Nesterov momentum and a one-cycle learning rate (Smith and Topin, arXiv 1708.07120) that is annealed to nothing
+within the given steps, however few they are: a rate that is still high at the end measures the rate, not the policy.
+Images are augmented by a random crop per image (zero padding of an eighth of the side) and a flip, where these suit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amc.forward import call, device_of, logits, to_device
+from amc.seeding import seeded
+
+Batch = tuple[Any, Any]
+Loss = Callable[[Tensor, Tensor], Tensor]
+Progress = Callable[[int, int], object]
+AUGMENTATIONS = ("crop", "flip")
+
+
+class Diverged(ArithmeticError):
+    """The training loss stopped being finite."""
+
+
+class Split(Protocol):
+    """Labelled examples that can be drawn by index."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """Inputs and labels of the given examples, each with the examples along the first axis."""
+        ...
+
+
+def finetune(
+    model: nn.Module,
+    split: Split,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    lr: float = 0.02,
+    batch: int = 128,
+    weight_decay: float = 1e-4,
+    augment: Sequence[str] = (),
+    loss: Loss = F.cross_entropy,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Trains `model` in place on shuffled batches of `split` for `epochs`, or for exactly `steps`, whichever is given.
+
+    lr: the peak of the one-cycle rate. progress: called with (steps done, steps in all).
+
+    Raises:
+        Diverged: the loss became NaN or infinite.
+    """
+    if steps is None:
+        steps = (epochs or 0) * max(len(split) // batch, 1)
+    with seeded(seed, "finetune"):
+        train(
+            model,
+            draw(split, steps, batch=batch, augment=augment, seed=seed),
+            steps=steps,
+            lr=lr,
+            weight_decay=weight_decay,
+            loss=loss,
+            progress=progress,
+        )
+
+
+def train(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float = 1e-4,
+    loss: Loss = F.cross_entropy,
+    progress: Progress | None = None,
+) -> list[float]:
+    """One-cycle SGD over `batches`, in place; the model ends in eval mode. Returns the loss of every step.
+
+    Raises:
+        Diverged: the loss became NaN or infinite.
+    """
+    losses: list[float] = []
+    if steps == 0:
+        return losses
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
+    device = device_of(model)
+    model.train()
+    for step, (inputs, labels) in enumerate(batches):
+        output = logits(call(model, to_device(inputs, device)))
+        value = loss(output, to_device(labels, device))
+        losses.append(value.item())
+        if not np.isfinite(losses[-1]):
+            raise Diverged(f"the training loss became {losses[-1]} at step {step + 1} of {steps}; lower the learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        if progress:
+            progress(step + 1, steps)
+    optimizer.zero_grad(set_to_none=True)
+    model.eval()
+    return losses
+
+
+def draw(split: Split, steps: int, *, batch: int, augment: Sequence[str] = (), seed: int = 0) -> Iterator[Batch]:
+    """`steps` batches of `split`, shuffled anew each epoch, the incomplete last batch of an epoch left out."""
+    rng = np.random.default_rng(seed)
+    size = min(batch, len(split))
+    order = np.empty(0, dtype=np.int64)
+    for _ in range(steps):
+        if len(order) < size:
+            order = rng.permutation(len(split))
+        inputs, labels = split.batch(order[:size])
+        order = order[size:]
+        yield augmented(inputs, augment, rng), labels
+
+
+def augmented(inputs: Any, augment: Sequence[str], rng: np.random.Generator) -> Any:
+    """Images `(N, C, H, W)` with the named augmentations; anything else as it is."""
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+        return inputs
+    count, _, height, width = inputs.shape
+    if "crop" in augment:
+        pad = max(height // 8, 1)
+        padded = F.pad(inputs, (pad, pad, pad, pad))
+        offsets = rng.integers(0, 2 * pad + 1, (count, 2)).tolist()
+        crops = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, offsets, strict=True)]
+        inputs = torch.stack(crops)
+    if "flip" in augment:
+        chosen = torch.from_numpy(rng.random(count) < 0.5).view(-1, 1, 1, 1)
+        inputs = torch.where(chosen, inputs.flip(3), inputs)
+    return inputs
