@@ -1,0 +1,129 @@
+"""The narrow waist: `Problem: policy -> Outcome`.
+
+Strategies and environments see a model only through this: groups with integer widths, a budget, and one number to
+maximize. It costs them nothing to know; scoring a policy costs everything, so a policy is scored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from amc.budget import Budget
+from amc.cost import Cost, spent
+from amc.errors import PolicyError
+from amc.groups import Group
+from amc.registry import suggest
+from amc.reward import Reward
+from amc.reward import accuracy as accuracy_reward
+
+WidthsByName = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One scored policy.
+
+    accuracy: in [0, 1] (or the user's metric, higher is better).
+    costs: every cost of the policy, by name, in its own unit.
+    reward: what the search maximizes.
+    widths: the policy, group -> kept channels.
+    """
+
+    accuracy: float
+    costs: Mapping[str, float]
+    reward: float
+    widths: WidthsByName = field(repr=False, default_factory=dict)
+
+
+class Problem:
+    """What is searched: groups, costs, a budget, and what a policy is worth.
+
+    groups: in forward order; a policy gives each a width out of `group.widths`.
+    budget: limits that every proposal keeps; `Budget(groups, ())` limits nothing.
+    evaluate: widths by group name -> accuracy, higher is better. It is called once for each different policy. It may
+        raise an `ArithmeticError` for a policy that can't be scored (a diverged fine-tune).
+    costs: reported with every outcome, by name; those of the budget are added.
+    reward: (accuracy, costs, budget) -> the number to maximize; accuracy alone unless given.
+
+    Whatever else the parts need (a dense model, images, a device) they hold themselves; a copy of a problem is the same
+    problem (`copy.deepcopy` returns it), since Gymnasium copies the arguments of an environment.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        budget: Budget,
+        evaluate: Callable[[WidthsByName], float],
+        *,
+        costs: Mapping[str, Cost] | None = None,
+        reward: Reward = accuracy_reward,
+    ) -> None:
+        self.groups = tuple(groups)
+        self.budget = budget
+        self.costs = {**{limit.cost.name: limit.cost for limit in budget.limits}, **(costs or {})}
+        self.reward = reward
+        self._evaluate = evaluate
+        self._known: dict[tuple[int, ...], Outcome] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Problem:
+        return self
+
+    def __repr__(self) -> str:
+        return f"Problem({len(self.groups)} groups, {self.budget!r}, {len(self._known)} policies scored)"
+
+    def evaluate(self, policy: Any) -> Outcome:
+        """Scores a policy: a mapping group -> width, an object with such `widths`, or widths in the groups' order.
+
+        A policy scored before is answered from memory.
+
+        Raises:
+            PolicyError: a group is missing or unknown, or a width is not allowed.
+        """
+        widths = self.widths(policy)
+        if widths not in self._known:
+            named = self.named(widths)
+            accuracy = float(self._evaluate(named))
+            costs = spent(self.costs, widths)
+            self._known[widths] = Outcome(accuracy, costs, self.reward(accuracy, costs, self.budget), named)
+        return self._known[widths]
+
+    def remember(self, outcome: Outcome) -> None:
+        """Takes an outcome from elsewhere (an earlier run, another process) as known."""
+        self._known[self.widths(outcome.widths)] = outcome
+
+    def recall(self, policy: Any) -> Outcome | None:
+        """The outcome of a policy that was scored before, if it was."""
+        return self._known.get(self.widths(policy))
+
+    def named(self, widths: Sequence[int]) -> dict[str, int]:
+        """Widths in the groups' order as a mapping by group name."""
+        return {group.name: int(width) for group, width in zip(self.groups, widths, strict=True)}
+
+    def widths(self, policy: Any) -> tuple[int, ...]:
+        """The policy as widths in the groups' order, checked."""
+        policy = getattr(policy, "widths", policy)
+        if not isinstance(policy, Mapping):
+            policy = dict(zip((group.name for group in self.groups), policy, strict=True))
+        names = [group.name for group in self.groups]
+        for name in policy:
+            if name not in names:
+                raise PolicyError(f"the policy names a group {name!r} that the model lacks; {suggest(name, names)}")
+        for group in self.groups:
+            if group.name not in policy:
+                raise PolicyError(f"the policy lacks the group {group.name!r}; a policy gives every group a width")
+            if policy[group.name] not in group.widths:
+                raise PolicyError(
+                    f"group {group.name!r} can't keep {policy[group.name]!r} of its {group.channels} channels; "
+                    f"it can keep {allowed(group)}"
+                )
+        return tuple(int(policy[name]) for name in names)
+
+
+def allowed(group: Group) -> str:
+    """The allowed widths of a group in words: `1 to 16`, or `8, 16, 20`."""
+    widths = group.widths
+    if len(widths) > 2 and widths[-1] - widths[0] == len(widths) - 1:
+        return f"{widths[0]} to {widths[-1]}"
+    return ", ".join(map(str, widths[:12])) + (", …" if len(widths) > 12 else "")
