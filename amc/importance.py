@@ -1,0 +1,247 @@
+"""Importance: in what order the channels of a group go.
+
+A criterion looks at the evidence (the weights, and where it needs them calibration batches and a loss) and gives every
+group one vector per *member*: a layer that produces the group's channels, or one that reads them. Members are
+normalized, then aggregated to one importance per unit (higher is kept), and units are ordered by it once; a policy
+then keeps a prefix of that order. A criterion that sees nothing of a group (batch-norm scales where there is no
+norm) leaves that group to `l1`, and the log says so.
+
+A criterion is a function `Evidence -> {group name: [(channels,) tensor, one per member]}` and a line in `CRITERIA`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from amc.errors import ModelError, UsageError
+from amc.forward import device_of, logits, to_device
+from amc.groups import Group, Slice, Structure
+from amc.registry import resolve, suggest
+
+Members = Mapping[str, Sequence[Tensor]]
+Criterion = Callable[["Evidence"], Members]
+Loss = Callable[[Tensor, Any], Tensor]
+
+CRITERIA: dict[str, tuple[str, str]] = {
+    "l1": ("L1 norm of the filters (Li et al., ICLR 2017)", "amc.criteria_weights:l1"),
+    "l2": ("L2 norm of the filters (He et al., IJCAI 2018)", "amc.criteria_weights:l2"),
+    "bn_scale": ("scale of the batch norm (Liu et al., ICCV 2017)", "amc.criteria_weights:bn_scale"),
+    "random": ("a random order, the control", "amc.criteria_weights:random"),
+}
+
+AGGREGATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda members: members.sum(0),
+    "mean": lambda members: members.mean(0),
+    "max": lambda members: members.amax(0),
+    "first": lambda members: members[0],
+}
+
+NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda member: torch.ones((), dtype=member.dtype),
+    "mean": lambda member: member.abs().mean(),
+    "max": lambda member: member.abs().amax(),
+    "l2": lambda member: member.norm(),
+}
+
+_log = logging.getLogger("amc")
+
+
+def rank(
+    model: nn.Module,
+    structure: Structure,
+    criterion: str = "l1",
+    *,
+    batches: Sequence[tuple[Any, Any]] | None = None,
+    loss: Loss = F.cross_entropy,
+    aggregate: str = "sum",
+    normalize: str = "none",
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Every group's units, `(channels,)`, best first; arguments and errors as for `importance`.
+
+    Equal units go by index. Where a group has cells, the best of each cell come first, then the second best of
+    each, so that the prefix of any allowed width keeps equally many of every cell.
+    """
+    scored = importance(
+        model, structure, criterion, batches=batches, loss=loss, aggregate=aggregate, normalize=normalize, seed=seed
+    )
+    return {group.name: order(scored[group.name], group.cells) for group in structure.groups}
+
+
+def order(importance: np.ndarray, cells: np.ndarray | None = None) -> np.ndarray:
+    """Units by falling importance `(channels,)`, equal ones by index, interleaved over `cells` `(channels,)`."""
+    best = np.argsort(-importance, kind="stable")
+    if cells is None:
+        return best
+    place = np.empty(len(best), dtype=np.int64)  # of each unit within its cell
+    for cell in np.unique(cells):
+        members = best[cells[best] == cell]
+        place[members] = np.arange(len(members))
+    return best[np.argsort(place[best], kind="stable")]
+
+
+def importance(
+    model: nn.Module,
+    structure: Structure,
+    criterion: str = "l1",
+    *,
+    batches: Sequence[tuple[Any, Any]] | None = None,
+    loss: Loss = F.cross_entropy,
+    aggregate: str = "sum",
+    normalize: str = "none",
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Importance of every group's units, `(channels,)` float64, higher is kept.
+
+    Args:
+        model: the dense model; it is left as it is.
+        structure: its groups.
+        criterion: a name from `CRITERIA`.
+        batches: calibration `(inputs, labels)`; labels may be None where the criterion needs no loss.
+        loss: `(logits, labels) -> mean loss`.
+        aggregate: how a group's members become one, a name from `AGGREGATE`.
+        normalize: what each member is divided by first, a name from `NORMALIZE`.
+        seed: of what a criterion draws at random.
+
+    Raises:
+        UsageError: an unknown name, or a criterion that needs batches or labels and has none.
+        ModelError: an importance that is not finite.
+    """
+    combine = _choose(AGGREGATE, aggregate, "aggregate")
+    scale = _choose(NORMALIZE, normalize, "normalize")
+    find: Criterion = resolve(CRITERIA, criterion, "importance criterion")
+    evidence = Evidence(model, structure, criterion, batches, loss, seed)
+    with evaluating(model):
+        members = find(evidence)
+        return {g.name: _combine(evidence, g, members.get(g.name, ()), scale, combine) for g in structure.groups}
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a criterion may look at. While it does, the model is in evaluation mode."""
+
+    model: nn.Module
+    structure: Structure
+    criterion: str = "l1"
+    given: Sequence[tuple[Any, Any]] | None = None
+    given_loss: Loss = F.cross_entropy
+    seed: int = 0
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups, in forward order."""
+        return self.structure.groups
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """State-dict name -> tensor, detached."""
+        return self.model.state_dict()
+
+    def filters(self, group: Group) -> Iterator[Tensor]:
+        """Of each layer that produces the group's channels, what belongs to each unit: `(channels, k)`, float64."""
+        for part in self.parts(group, "out"):
+            yield by_unit(part, self.tensors[part.tensor], group.channels).double()
+
+    def parts(self, group: Group, role: str) -> list[Slice]:
+        """The group's slices of weights on their output axis (`role` "out") or input axis ("in")."""
+        return [part for part in group.slices if weight_role(self.model, self.structure, part) == role]
+
+    @property
+    def batches(self) -> Sequence[tuple[Any, Any]]:
+        """Calibration batches, on the model's device; raises UsageError where none were given."""
+        if not self.given:
+            raise UsageError(
+                f"importance criterion {self.criterion!r} looks at data and got none; give calibration batches "
+                "(`batches=[(inputs, labels), ...]`), or choose one of the weights alone, such as 'l1'"
+            )
+        device = device_of(self.model)
+        return [(to_device(inputs, device), to_device(labels, device)) for inputs, labels in self.given]
+
+    def loss(self, output: Any, labels: Any) -> Tensor:
+        """Mean loss of a batch; raises UsageError where there are no labels."""
+        if labels is None:
+            raise UsageError(
+                f"importance criterion {self.criterion!r} needs labels and the calibration batches have none; "
+                "give `(inputs, labels)`, or choose a criterion without a loss, such as 'wanda'"
+            )
+        return self.given_loss(logits(output), labels)
+
+
+def weight_role(model: nn.Module, structure: Structure, part: Slice) -> str | None:
+    """Whether a slice lies on the output axis of a weight ("out"), on its input axis ("in"), or on neither (None)."""
+    path, _, leaf = part.tensor.rpartition(".")
+    module = model.get_submodule(path)
+    if isinstance(module, nn.Embedding):
+        return "out" if part.axis == 1 else None
+    known = leaf.endswith("weight") and isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
+    if part.axis > 1 or len(structure.tensors[part.tensor].shape) < 2:
+        return None
+    if not known and part.tensor not in structure.positions:
+        return None
+    return "out" if part.axis == output_axis(module) else "in"
+
+
+def output_axis(module: nn.Module) -> int:
+    """The axis of a layer's weight that runs over its outputs."""
+    # The second is transformers' linear layer with a transposed weight; named, not imported.
+    return int(isinstance(module, _ConvTransposeNd) or type(module).__name__ == "Conv1D")
+
+
+def by_unit(part: Slice, tensor: Tensor, channels: int) -> Tensor:
+    """What belongs to each unit in a sliced tensor (or in one of its shape), `(channels, k)`."""
+    if part.blocks > 1:  # (out, in / blocks, ...) -> (in, out / blocks, ...)
+        rows = tensor.unflatten(0, (part.blocks, -1)).transpose(1, 2).flatten(0, 1)
+    else:
+        rows = tensor.movedim(part.axis, 0)
+    index = part.index[np.argsort(part.unit, kind="stable")]
+    return rows[torch.from_numpy(index).to(tensor.device)].reshape(channels, -1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; every module's own flag comes back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _combine(
+    evidence: Evidence,
+    group: Group,
+    members: Sequence[Tensor],
+    scale: Callable[[Tensor], Tensor],
+    combine: Callable[[Tensor], Tensor],
+) -> np.ndarray:
+    if not members:
+        _log.info("%r sees nothing of group %r; ranked by l1", evidence.criterion, group.name)
+        members = [rows.abs().sum(1) for rows in evidence.filters(group)] or [torch.zeros(group.channels)]
+    vectors = [member.detach().double().cpu() for member in members]
+    tiny = torch.finfo(torch.float64).tiny  # a member of zeros stays zeros
+    result = combine(torch.stack([vector / scale(vector).clamp_min(tiny) for vector in vectors])).numpy()
+    if not np.isfinite(result).all():
+        raise ModelError(
+            f"the importance of group {group.name!r} by {evidence.criterion!r} is not finite; "
+            "the weights or the calibration data hold NaN or infinity"
+        )
+    return result
+
+
+def _choose(registry: Mapping[str, Any], name: str, what: str) -> Any:
+    if name not in registry:
+        raise UsageError(f"{what} {name!r} is unknown; {suggest(name, registry)}")
+    return registry[name]
