@@ -1,0 +1,174 @@
+"""Latency to trust: each model is timed next to a baseline, and what counts is the ratio.
+
+A machine's speed wanders by tens of percent (clock, neighbours, temperature); the ratio of two runs side by side does
+not. A reading is the median of such paired ratios with a bootstrap interval (Efron, 1979), and the time in
+milliseconds is for reading. When the baseline itself wandered while a model was timed, the reading is taken again, and
+the tightest one counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from amc.errors import UsageError
+from latency import worker
+from latency.session import as_error, read_model
+
+RESAMPLES = 1000
+DRIFT = 0.15
+"""The baseline's medians of two passes may differ by this much before a reading is taken again."""
+
+Model = str | os.PathLike[str] | bytes
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one model takes, beside the baseline.
+
+    median_ms, min_ms, p95_ms: of the model alone, ms a run.
+    ratio, ratio_ci95: its latency over the baseline's, the median of paired rounds; below 1 is faster.
+    speedup, speedup_ci95: the inverse.
+    rounds: how many pairs it rests on.
+    drift: how far the baseline's own median wandered meanwhile, as a fraction.
+    """
+
+    median_ms: float
+    min_ms: float
+    p95_ms: float
+    ratio: float
+    ratio_ci95: tuple[float, float]
+    rounds: int
+    drift: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than the baseline."""
+        return 1 / self.ratio
+
+    @property
+    def speedup_ci95(self) -> tuple[float, float]:
+        """The 95 % interval of the speed-up."""
+        low, high = self.ratio_ci95
+        return 1 / high, 1 / low
+
+
+def measure(
+    models: Mapping[str, Model],
+    *,
+    baseline: str = "dense",
+    batch: int = 1,
+    threads: int = 1,
+    providers: Sequence[str] | None = None,
+    optimization: str = "all",
+    seconds: float = 4.0,
+    tightness: float = 0.005,
+    tries: int = 3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Reading]:
+    """Time ONNX models (paths or bytes) in this process, each paired and interleaved with the baseline.
+
+    Rounds go on until the ratio's standard error is under `tightness` or a model has taken `seconds`.
+
+    Raises:
+        UsageError: the baseline is not among the models, or a setting is out of range.
+        ModelError: a model can't be read, loaded or run.
+        DeviceError: a provider is missing or does not start.
+    """
+    check_settings(baseline, models, batch, threads, optimization, seconds)
+    data = {name: read_model(model) for name, model in models.items()}
+
+    def take(chosen: Mapping[str, bytes]) -> Mapping[str, list[list[list[float]]]]:
+        try:
+            return worker.time_models(
+                chosen,
+                baseline=baseline,
+                batch=batch,
+                threads=threads,
+                providers=None if providers is None else list(providers),
+                optimization=optimization,
+                seconds=seconds,
+                tightness=tightness,
+                seed=seed,
+                progress=progress,
+            )
+        except worker.WorkerError as error:
+            raise as_error(error) from error
+
+    return readings(data, baseline, take, tries)
+
+
+def check_settings(
+    baseline: str, models: Iterable[str], batch: int, threads: int, optimization: str, seconds: float
+) -> None:
+    """Refuse what no device could measure, before anything is sent to one. Raises UsageError."""
+    if baseline not in models:
+        raise UsageError(f"the baseline `{baseline}` is not among the models: {', '.join(models) or 'there are none'}")
+    if batch < 1 or threads < 1:
+        raise UsageError(f"batch and threads must be at least 1, not {batch} and {threads}")
+    if optimization not in worker.OPTIMIZATION:
+        raise UsageError(f"graph optimization `{optimization}` must be one of {', '.join(worker.OPTIMIZATION)}")
+    if not seconds > 0:
+        raise UsageError(f"the time for a model must be above 0 s, not {seconds}")
+
+
+def readings(
+    models: Mapping[str, bytes],
+    baseline: str,
+    take: Callable[[Mapping[str, bytes]], Mapping[str, list[list[list[float]]]]],
+    tries: int,
+) -> dict[str, Reading]:
+    """Readings of all models through `take`; those that saw the baseline drift are taken again, up to `tries` times."""
+    found = {name: summarize(passes) for name, passes in take(models).items()}
+    for _ in range(tries - 1):
+        again = {name for name, reading in found.items() if reading.drift > DRIFT and name != baseline}
+        if not again:
+            break
+        chosen = {name: models[name] for name in models if name in again or name == baseline}
+        for name, passes in take(chosen).items():
+            reading = summarize(passes)
+            if (reading.drift, _spread(reading)) < (found[name].drift, _spread(found[name])):
+                found[name] = reading
+    # The baseline against itself is 1 by definition; its rounds serve its own times.
+    own = found[baseline]
+    found[baseline] = Reading(own.median_ms, own.min_ms, own.p95_ms, 1.0, (1.0, 1.0), own.rounds, own.drift)
+    return {name: found[name] for name in models}
+
+
+def summarize(passes: Sequence[Sequence[Sequence[float]]]) -> Reading:
+    """A reading from `[baseline, model]` milliseconds, passes of rounds of pairs."""
+    pairs = np.array([pair for rounds in passes for pair in rounds])
+    ratios = pairs[:, 1] / pairs[:, 0]
+    bases = [float(np.median([pair[0] for pair in rounds])) for rounds in passes]
+    low, high = _interval(passes)
+    return Reading(
+        median_ms=float(np.median(pairs[:, 1])),
+        min_ms=float(pairs[:, 1].min()),
+        p95_ms=float(np.quantile(pairs[:, 1], 0.95)),
+        ratio=float(np.median(ratios)),
+        ratio_ci95=(low, high),
+        rounds=len(pairs),
+        drift=max(bases) / min(bases) - 1,
+    )
+
+
+def _interval(passes: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float]:
+    """95 % bootstrap interval of the median ratio: rounds are drawn anew within each pass."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for rounds in passes:
+        ratios = np.array([theirs / ours for ours, theirs in rounds])
+        drawn.append(ratios[rng.integers(0, len(ratios), (RESAMPLES, len(ratios)))])
+    medians = np.median(np.concatenate(drawn, axis=1), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _spread(reading: Reading) -> float:
+    low, high = reading.ratio_ci95
+    return (high - low) / reading.ratio
