@@ -11,7 +11,8 @@ import zlib
 import numpy as np
 import torch
 
-from amc.importance import Evidence, Members, by_unit
+from amc.importance import Evidence, Members
+from amc.roles import by_unit, owner
 
 
 def l1(evidence: Evidence) -> Members:
@@ -28,8 +29,7 @@ def bn_scale(evidence: Evidence) -> Members:
     """Absolute scale of a unit's normalization (Liu et al., Network Slimming, ICCV 2017, section 3)."""
 
     def is_scale(tensor: str) -> bool:
-        path, _, leaf = tensor.rpartition(".")
-        return leaf == "weight" and "Norm" in type(evidence.model.get_submodule(path)).__name__
+        return tensor.endswith("weight") and "Norm" in type(owner(evidence.model, tensor)).__name__
 
     return {
         g.name: [
@@ -37,6 +37,19 @@ def bn_scale(evidence: Evidence) -> Members:
             for part in g.slices
             if is_scale(part.tensor)
         ]
+        for g in evidence.groups
+    }
+
+
+def fpgm(evidence: Evidence) -> Members:
+    """Sum of a filter's distances to its layer's other filters: near the geometric median, others can stand in for it.
+
+    He et al., Filter Pruning via Geometric Median, CVPR 2019, section 3.2, equation 8.
+    """
+    # Distances by matrix products lose the digits that tell near-duplicates apart.
+    exact = "donot_use_mm_for_euclid_dist"
+    return {
+        g.name: [torch.cdist(rows, rows, compute_mode=exact).sum(1) for rows in evidence.filters(g)]
         for g in evidence.groups
     }
 

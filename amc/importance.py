@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,12 +21,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from amc.errors import ModelError, UsageError
 from amc.forward import device_of, logits, to_device
 from amc.groups import Group, Slice, Structure
 from amc.registry import resolve, suggest
+from amc.roles import by_unit, evaluating, weight_role
 
 Members = Mapping[str, Sequence[Tensor]]
 Criterion = Callable[["Evidence"], Members]
@@ -37,6 +36,37 @@ CRITERIA: dict[str, tuple[str, str]] = {
     "l1": ("L1 norm of the filters (Li et al., ICLR 2017)", "amc.criteria_weights:l1"),
     "l2": ("L2 norm of the filters (He et al., IJCAI 2018)", "amc.criteria_weights:l2"),
     "bn_scale": ("scale of the batch norm (Liu et al., ICCV 2017)", "amc.criteria_weights:bn_scale"),
+    "fpgm": ("distance to the geometric median of the filters (He et al., CVPR 2019)", "amc.criteria_weights:fpgm"),
+    "taylor": (
+        "squared first-order change of the loss (Molchanov et al., CVPR 2019); needs labels",
+        "amc.criteria_gradient:taylor",
+    ),
+    "fisher": (
+        "Fisher information of a gate on the unit (Theis et al. 2018; Liu et al., ICML 2021); needs labels",
+        "amc.criteria_gradient:fisher",
+    ),
+    "hessian": (
+        "diagonal second-order change of the loss (LeCun et al., NeurIPS 1989), by Hutchinson; needs labels",
+        "amc.criteria_gradient:hessian",
+    ),
+    "activation_mean": (
+        "mean absolute activation (Molchanov et al., ICLR 2017); needs data",
+        "amc.criteria_activation:activation_mean",
+    ),
+    "activation_variance": (
+        "variance of the activation (Polyak and Wolf 2015); needs data",
+        "amc.criteria_activation:activation_variance",
+    ),
+    "apoz": ("share of activations above zero (Hu et al. 2016); needs data", "amc.criteria_activation:apoz"),
+    "wanda": ("|weight| x norm of the input (Sun et al., ICLR 2024); needs data", "amc.criteria_activation:wanda"),
+    "thinet": (
+        "greedy least harm to the next layer's output (Luo et al., ICCV 2017); needs data",
+        "amc.criteria_reconstruction:thinet",
+    ),
+    "lasso": (
+        "LASSO penalty at which the channel leaves (He et al., ICCV 2017); needs data",
+        "amc.criteria_reconstruction:lasso",
+    ),
     "random": ("a random order, the control", "amc.criteria_weights:random"),
 }
 
@@ -176,48 +206,6 @@ class Evidence:
                 "give `(inputs, labels)`, or choose a criterion without a loss, such as 'wanda'"
             )
         return self.given_loss(logits(output), labels)
-
-
-def weight_role(model: nn.Module, structure: Structure, part: Slice) -> str | None:
-    """Whether a slice lies on the output axis of a weight ("out"), on its input axis ("in"), or on neither (None)."""
-    path, _, leaf = part.tensor.rpartition(".")
-    module = model.get_submodule(path)
-    if isinstance(module, nn.Embedding):
-        return "out" if part.axis == 1 else None
-    known = leaf.endswith("weight") and isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
-    if part.axis > 1 or len(structure.tensors[part.tensor].shape) < 2:
-        return None
-    if not known and part.tensor not in structure.positions:
-        return None
-    return "out" if part.axis == output_axis(module) else "in"
-
-
-def output_axis(module: nn.Module) -> int:
-    """The axis of a layer's weight that runs over its outputs."""
-    # The second is transformers' linear layer with a transposed weight; named, not imported.
-    return int(isinstance(module, _ConvTransposeNd) or type(module).__name__ == "Conv1D")
-
-
-def by_unit(part: Slice, tensor: Tensor, channels: int) -> Tensor:
-    """What belongs to each unit in a sliced tensor (or in one of its shape), `(channels, k)`."""
-    if part.blocks > 1:  # (out, in / blocks, ...) -> (in, out / blocks, ...)
-        rows = tensor.unflatten(0, (part.blocks, -1)).transpose(1, 2).flatten(0, 1)
-    else:
-        rows = tensor.movedim(part.axis, 0)
-    index = part.index[np.argsort(part.unit, kind="stable")]
-    return rows[torch.from_numpy(index).to(tensor.device)].reshape(channels, -1)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; every module's own flag comes back afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def _combine(
