@@ -11,16 +11,15 @@ import contextlib
 import io
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from amc.errors import ModelError
+from amc.files import write_atomic
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Key of a node's metadata: the modules that it was traced in, outermost first, as a Python list of strings."""
@@ -41,19 +40,8 @@ def export_onnx(
     Raises:
         ModelError: the model can't be exported, or not with a dynamic batch.
     """
-    path = Path(path)
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-    program = _program(model, args, kwargs)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(program.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_atomic(path, _program(model, args, kwargs).SerializeToString())
 
 
 def _program(model: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> Any:
