@@ -21,7 +21,9 @@ from torch import Tensor, nn
 Shortcut = Literal["pad", "projection", "none"]
 
 
-def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
+def _conv(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False
+) -> nn.Conv2d:
     """A convolution that keeps the image size but for its stride."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -126,7 +128,7 @@ def plain20(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
 
 def digits_resnet(num_classes: int = 10, in_channels: int = 1) -> nn.Module:
     """The embedded default: two stages with projection shortcuts for 8x8 images."""
-    return ResNet((1, 2), (16, 32), "projection", num_classes, in_channels)
+    return ResNet((2, 2), (12, 24), "projection", num_classes, in_channels)
 
 
 class VGG(nn.Module):
