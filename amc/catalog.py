@@ -1,4 +1,8 @@
-"""What `--model` and `--data` can name without a file of one's own. Imports nothing, so that help texts can read it."""
+"""Every name that an option takes, with a line of help and where it is (`amc.registry`). A new criterion, reward, model
+or data set is one function or class in one file and one line here.
+
+Imports nothing, so that help texts and error messages can read it.
+"""
 
 from __future__ import annotations
 
@@ -22,4 +26,42 @@ DATASETS: dict[str, tuple[str, str]] = {
     "cifar10": ("the published CIFAR-10 archive in DIR, unpacked", "amc.cifar:cifar10"),
     "cifar100": ("the published CIFAR-100 archive in DIR, unpacked", "amc.cifar:cifar100"),
     "npz": ("arrays x_train, y_train, x_val ... in FILE, uint8 NHWC", "amc.datasets:npz"),
+}
+
+CRITERIA: dict[str, tuple[str, str]] = {
+    "l1": ("L1 norm of the filters (Li et al., ICLR 2017)", "amc.criteria_weights:l1"),
+    "l2": ("L2 norm of the filters (He et al., IJCAI 2018)", "amc.criteria_weights:l2"),
+    "bn_scale": ("scale of the batch norm (Liu et al., ICCV 2017)", "amc.criteria_weights:bn_scale"),
+    "fpgm": ("distance to the geometric median of the filters (He et al., CVPR 2019)", "amc.criteria_weights:fpgm"),
+    "taylor": (
+        "squared first-order change of the loss (Molchanov et al., CVPR 2019); needs labels",
+        "amc.criteria_gradient:taylor",
+    ),
+    "fisher": (
+        "Fisher information of a gate on the unit (Theis et al. 2018; Liu et al., ICML 2021); needs labels",
+        "amc.criteria_gradient:fisher",
+    ),
+    "hessian": (
+        "diagonal second-order change of the loss (LeCun et al., NeurIPS 1989), by Hutchinson; needs labels",
+        "amc.criteria_gradient:hessian",
+    ),
+    "activation_mean": (
+        "mean absolute activation (Molchanov et al., ICLR 2017); needs data",
+        "amc.criteria_activation:activation_mean",
+    ),
+    "activation_variance": (
+        "variance of the activation (Polyak and Wolf 2015); needs data",
+        "amc.criteria_activation:activation_variance",
+    ),
+    "apoz": ("share of activations above zero (Hu et al. 2016); needs data", "amc.criteria_activation:apoz"),
+    "wanda": ("|weight| x norm of the input (Sun et al., ICLR 2024); needs data", "amc.criteria_activation:wanda"),
+    "thinet": (
+        "greedy least harm to the next layer's output (Luo et al., ICCV 2017); needs data",
+        "amc.criteria_reconstruction:thinet",
+    ),
+    "lasso": (
+        "LASSO penalty at which the channel leaves (He et al., ICCV 2017); needs data",
+        "amc.criteria_reconstruction:lasso",
+    ),
+    "random": ("a random order, the control", "amc.criteria_weights:random"),
 }

@@ -54,13 +54,6 @@ class FunctionCost:
         return self.function(widths)
 
 
-COSTS: dict[str, tuple[str, str]] = {
-    "flops": ("multiply-accumulates at batch 1", "amc.cost:flops"),
-    "params": ("parameters", "amc.cost:params"),
-    "size": ("bytes of the safetensors file", "amc.cost:size"),
-}
-
-
 def flops(structure: Structure) -> Cost:
     """Multiply-accumulates at batch 1."""
     names = list(structure.positions)

@@ -6,7 +6,7 @@ normalized, then aggregated to one importance per unit (higher is kept), and uni
 then keeps a prefix of that order. A criterion that sees nothing of a group (batch-norm scales where there is no
 norm) leaves that group to `l1`, and the log says so.
 
-A criterion is a function `Evidence -> {group name: [(channels,) tensor, one per member]}` and a line in `CRITERIA`.
+A criterion is a function `Evidence -> {group name: [(channels,) tensor, one per member]}` and a line in `amc.catalog.CRITERIA`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amc.catalog import CRITERIA
 from amc.errors import ModelError, UsageError
 from amc.forward import device_of, logits, to_device
 from amc.groups import Group, Slice, Structure
@@ -31,44 +32,6 @@ from amc.roles import by_unit, evaluating, weight_role
 Members = Mapping[str, Sequence[Tensor]]
 Criterion = Callable[["Evidence"], Members]
 Loss = Callable[[Tensor, Any], Tensor]
-
-CRITERIA: dict[str, tuple[str, str]] = {
-    "l1": ("L1 norm of the filters (Li et al., ICLR 2017)", "amc.criteria_weights:l1"),
-    "l2": ("L2 norm of the filters (He et al., IJCAI 2018)", "amc.criteria_weights:l2"),
-    "bn_scale": ("scale of the batch norm (Liu et al., ICCV 2017)", "amc.criteria_weights:bn_scale"),
-    "fpgm": ("distance to the geometric median of the filters (He et al., CVPR 2019)", "amc.criteria_weights:fpgm"),
-    "taylor": (
-        "squared first-order change of the loss (Molchanov et al., CVPR 2019); needs labels",
-        "amc.criteria_gradient:taylor",
-    ),
-    "fisher": (
-        "Fisher information of a gate on the unit (Theis et al. 2018; Liu et al., ICML 2021); needs labels",
-        "amc.criteria_gradient:fisher",
-    ),
-    "hessian": (
-        "diagonal second-order change of the loss (LeCun et al., NeurIPS 1989), by Hutchinson; needs labels",
-        "amc.criteria_gradient:hessian",
-    ),
-    "activation_mean": (
-        "mean absolute activation (Molchanov et al., ICLR 2017); needs data",
-        "amc.criteria_activation:activation_mean",
-    ),
-    "activation_variance": (
-        "variance of the activation (Polyak and Wolf 2015); needs data",
-        "amc.criteria_activation:activation_variance",
-    ),
-    "apoz": ("share of activations above zero (Hu et al. 2016); needs data", "amc.criteria_activation:apoz"),
-    "wanda": ("|weight| x norm of the input (Sun et al., ICLR 2024); needs data", "amc.criteria_activation:wanda"),
-    "thinet": (
-        "greedy least harm to the next layer's output (Luo et al., ICCV 2017); needs data",
-        "amc.criteria_reconstruction:thinet",
-    ),
-    "lasso": (
-        "LASSO penalty at which the channel leaves (He et al., ICCV 2017); needs data",
-        "amc.criteria_reconstruction:lasso",
-    ),
-    "random": ("a random order, the control", "amc.criteria_weights:random"),
-}
 
 AGGREGATE: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda members: members.sum(0),
