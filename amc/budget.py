@@ -119,7 +119,9 @@ class Budget:
         limits = []
         for spec in specs:
             if spec.cost not in costs:
-                raise BudgetError(f"--budget {spec.text}: there is no cost {spec.cost!r} here; {suggest(spec.cost, costs)}")
+                raise BudgetError(
+                    f"--budget {spec.text}: there is no cost {spec.cost!r} here; {suggest(spec.cost, costs)}"
+                )
             cost = costs[spec.cost]
             dense = cost([group.channels for group in groups])
             value = spec.value * dense if spec.fraction else spec.value
@@ -149,7 +151,7 @@ class Budget:
                 high = middle - 1
         return allowed[low]
 
-    def project(self, widths: Sequence[int]) -> tuple[int, ...]:
+    def project(self, widths: Sequence[float]) -> tuple[int, ...]:
         """The policy itself where it is feasible; else scaled down, then filled up.
 
         Scaling multiplies all widths by the largest factor that is feasible. Filling goes round the groups in their
@@ -159,10 +161,18 @@ class Budget:
         proposed = tuple(group.snap(width) for group, width in zip(self.groups, widths, strict=True))
         if self.met(proposed):
             return proposed
-        return self._fill(self._fill(self._scale(proposed), proposed), self.dense)
+        return self._grow(self._grow(self._scale(proposed, 1.0), proposed), self.dense)
 
-    def _scale(self, widths: Sequence[int]) -> tuple[int, ...]:
-        low, high, best = 0.0, 1.0, self.floor
+    def fill(self, widths: Sequence[float]) -> tuple[int, ...]:
+        """The policy in the proportions of `widths` that uses the budget up: scaled down or up, then filled."""
+        proposed = tuple(group.snap(width) for group, width in zip(self.groups, widths, strict=True))
+        if self.met(self.dense):
+            return self.dense
+        upper = max(dense / width for dense, width in zip(self.dense, proposed, strict=True))
+        return self._grow(self._scale(proposed, upper), self.dense)
+
+    def _scale(self, widths: Sequence[int], high: float) -> tuple[int, ...]:
+        low, best = 0.0, self.floor
         for _ in range(24):
             factor = (low + high) / 2
             scaled = tuple(g.snap_down(factor * w) for g, w in zip(self.groups, widths, strict=True))
@@ -172,14 +182,15 @@ class Budget:
                 high = factor
         return best
 
-    def _fill(self, widths: Sequence[int], ceiling: Sequence[int]) -> tuple[int, ...]:
+    def _grow(self, widths: Sequence[int], ceiling: Sequence[int]) -> tuple[int, ...]:
+        """Steps up, round and round, until no group below its ceiling can take another."""
         current = list(widths)
         growing = [i for i in range(len(current)) if current[i] < ceiling[i]]
         while growing:
-            growing = [i for i in growing if self._grow(current, i) and current[i] < ceiling[i]]
+            growing = [i for i in growing if self._step(current, i) and current[i] < ceiling[i]]
         return tuple(current)
 
-    def _grow(self, widths: list[int], index: int) -> bool:
+    def _step(self, widths: list[int], index: int) -> bool:
         """Takes one step up in place if the budget allows it. Costs are monotone: what is refused once stays refused."""
         before, allowed = widths[index], self.groups[index].widths
         widths[index] = allowed[bisect_right(allowed, before)]

@@ -6,6 +6,7 @@ maximize. It costs them nothing to know; scoring a policy costs everything, so a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +44,8 @@ class Problem:
     groups: in forward order; a policy gives each a width out of `group.widths`.
     budget: limits that every proposal keeps; `Budget(groups, ())` limits nothing.
     evaluate: widths by group name -> accuracy, higher is better. It is called once for each different policy. It may
-        raise an `ArithmeticError` for a policy that can't be scored (a diverged fine-tune).
+        raise an `ArithmeticError` for a policy that can't be scored (a diverged fine-tune), and one that it calls NaN or
+        infinite counts as such.
     costs: reported with every outcome, by name; those of the budget are added.
     reward: (accuracy, costs, budget) -> the number to maximize; accuracy alone unless given.
 
@@ -80,14 +82,24 @@ class Problem:
 
         Raises:
             PolicyError: a group is missing or unknown, or a width is not allowed.
+            ArithmeticError: the policy can't be scored.
         """
         widths = self.widths(policy)
         if widths not in self._known:
             named = self.named(widths)
             accuracy = float(self._evaluate(named))
+            if not math.isfinite(accuracy):
+                raise ArithmeticError(f"the evaluation gave {accuracy}, which is not a finite number")
             costs = spent(self.costs, widths)
             self._known[widths] = Outcome(accuracy, costs, self.reward(accuracy, costs, self.budget), named)
         return self._known[widths]
+
+    def admit(self, widths: Sequence[float]) -> tuple[int, ...]:
+        """The policy that stands for a proposal of widths in the groups' order, whatever they are.
+
+        It is within the budget, and uses it up where the reward counts accuracy alone: unspent budget buys nothing then.
+        """
+        return self.budget.fill(widths) if self.reward is accuracy_reward else self.budget.project(widths)
 
     def remember(self, outcome: Outcome) -> None:
         """Takes an outcome from elsewhere (an earlier run, another process) as known."""

@@ -1,0 +1,169 @@
+"""Settings: everything that shapes a run, one field each with its line of help.
+
+The dataclass drives the command line, is what `search.run(…)` takes as keywords, and is saved with the run. Importing
+it costs nothing: no torch, no NumPy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from amc.catalog import CRITERIA, DATASETS, MODELS, REWARDS
+from amc.errors import UsageError
+from amc.registry import Registry, suggest
+from search.strategies import DEFAULT, STRATEGIES
+
+DEFAULT_TRIALS = 80
+DEFAULT_TIME_LIMIT = 1800.0
+
+
+def option(default: Any, group: str, text: str, **more: Any) -> Any:
+    """A field of the settings, with what the command line needs to know of it.
+
+    more: `parse` (text -> value), `nargs`, `metavar`, `choices` (a registry), `resume` (may change on resume).
+    """
+    return field(default=default, metadata={"group": group, "help": text, **more})
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `10m` or `1.5h` in seconds."""
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(s|m|min|h)?", text.strip())
+    value = float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[match[2] or "s"] if match else 0.0
+    if value <= 0:
+        raise ValueError("write a time above 0, as in 90s, 10m or 1.5h")
+    return value
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `least` on."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
+            raise ValueError(f"write a whole number of at least {least}")
+        return int(text)
+
+    return read
+
+
+def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
+    """A reader of numbers in [low, high]."""
+
+    def read(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise ValueError(f"write a number from {low:g} to {high:g}")
+        return value
+
+    return read
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What shapes a run. Times in seconds."""
+
+    # fmt: off
+    model: str = option("digits_resnet", "model", "built-in name, torchvision:NAME, timm:NAME, hf:DIR, FILE.py:FACTORY or "
+                        "PACKAGE.MODULE:FACTORY", registry=MODELS)
+    weights: str | None = option(None, "model", "state dict: .safetensors, .pt, .pth or .th", metavar="FILE")
+    input_shape: tuple[int, ...] | None = option(None, "model", "shape of an input where there is no data, as in 1 3 32 32",
+                                                 parse=whole(1), nargs="+", metavar="N")
+    data: str = option("digits", "data", "digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, npz:FILE or FILE.py:FACTORY",
+                       registry=DATASETS)
+    mean: tuple[float, ...] | None = option(None, "data", "mean of each image channel, in [0, 1]", parse=float, nargs="+",
+                                            metavar="M")
+    std: tuple[float, ...] | None = option(None, "data", "standard deviation of each image channel", parse=float, nargs="+",
+                                           metavar="S")
+    input_size: tuple[int, ...] | None = option(None, "data", "height and width that images are scaled to", parse=whole(1),
+                                                nargs="+", metavar="PIXELS")
+    budget: tuple[str, ...] = option((), "search", "COST=LIMIT: flops=0.5, params=300k, latency=8ms, size=1MB; repeatable or "
+                                     "comma separated, all hold at once", metavar="COST=LIMIT", repeat=True)
+    strategy: str = option(DEFAULT, "search", "who proposes", choices=STRATEGIES, metavar="NAME")
+    trials: int | None = option(None, "search", f"policies to score (default {DEFAULT_TRIALS})", parse=whole(1), metavar="N",
+                                resume=True)
+    time_limit: float | None = option(None, "search", "search time, as in 90s, 10m, 2h (default 30m)", parse=seconds,
+                                      metavar="TIME", resume=True)
+    reward: str = option("accuracy", "search", "what is maximized", choices=REWARDS, metavar="NAME")
+    seed: int = option(0, "search", "seeds everything", parse=whole(0), metavar="N")
+    importance: str = option("l1", "groups", "how channels are ranked", choices=CRITERIA, metavar="NAME")
+    exclude: tuple[str, ...] = option((), "groups", "leave groups out whose name or a member matches", metavar="PATTERN",
+                                      repeat=True)
+    only: tuple[str, ...] = option((), "groups", "prune only groups whose name or a member matches", metavar="PATTERN",
+                                   repeat=True)
+    round_to: int = option(1, "groups", "widths are multiples of this", parse=whole(1), metavar="N")
+    min_keep: float = option(0.0, "groups", "smallest keep ratio of a group", parse=number(0, 1), metavar="RATIO")
+    score_steps: int = option(30, "score", "steps of the quick fine-tune of each candidate; 0 leaves it out", parse=whole(0),
+                              metavar="N")
+    score_batch: int = option(128, "score", "its batch size", parse=whole(1), metavar="N")
+    score_lr: float = option(0.02, "score", "its peak learning rate", parse=number(0, 10), metavar="RATE")
+    score_images: int = option(2000, "score", "images of the search split that are scored; 0 scores all", parse=whole(0),
+                               metavar="N")
+    calibration_images: int = option(512, "score", "training images that recalibrate batch norm and rank channels",
+                                     parse=whole(0), metavar="N")
+    finetune_epochs: int = option(10, "fine-tuning", "of the final model; 0 leaves it out", parse=whole(0), metavar="N",
+                                  resume=True)
+    finetune_lr: float = option(0.02, "fine-tuning", "its peak learning rate", parse=number(0, 10), metavar="RATE")
+    finetune_batch: int = option(128, "fine-tuning", "its batch size", parse=whole(1), metavar="N")
+    weight_decay: float = option(1e-4, "fine-tuning", "of both fine-tunings", parse=number(0, 1), metavar="D")
+    augment: str = option("auto", "fine-tuning", "auto (what suits the data), none, crop, flip or crop,flip", metavar="HOW")
+    device: str = option("local", "device", "where latency is measured: local, ssh://USER@HOST:PORT or a table file",
+                         metavar="DEVICE")
+    latency_batch: int = option(1, "device", "batch size of latency", parse=whole(1), metavar="N")
+    latency_threads: int = option(1, "device", "ONNX Runtime threads of latency", parse=whole(1), metavar="N")
+    accelerator: str = option("auto", "device", "where torch runs: auto, cpu, cuda, cuda:1 …", metavar="NAME")
+    threads: int | None = option(None, "device", "torch's CPU threads", parse=whole(1), metavar="N")
+    # fmt: on
+
+    def limits(self) -> tuple[int | None, float | None]:
+        """Trials and seconds to search: giving one lifts the other's default."""
+        if self.trials is None and self.time_limit is None:
+            return DEFAULT_TRIALS, DEFAULT_TIME_LIMIT
+        return self.trials, self.time_limit
+
+    def planned_trials(self) -> int:
+        """How many trials a strategy may plan for."""
+        return self.trials or DEFAULT_TRIALS
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Settings from keywords, as `search.run(…)` takes them.
+
+    Raises:
+        UsageError: an unknown name, or a value of the wrong kind; the message names the field.
+    """
+    known = {f.name: f for f in fields(Settings)}
+    checked = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UsageError(f"there is no setting {name!r}; {suggest(name, known)}")
+        checked[name] = _checked(name, value, known[name].metadata)
+    return Settings(**checked)
+
+
+def _checked(name: str, value: Any, metadata: Mapping[str, Any]) -> Any:
+    """The value as the command line would have read it."""
+    if value is None:
+        return None
+    many = "nargs" in metadata or "repeat" in metadata
+    parts = list(value) if many and isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    read = [read_value(name, str(part), metadata) for part in parts]
+    return tuple(read) if many else read[0]
+
+
+def read_value(name: str, text: str, metadata: Mapping[str, Any]) -> Any:
+    """One value of a field from its text.
+
+    Raises:
+        UsageError: names the field, the value, and what it must be.
+    """
+    flag = "--" + name.replace("_", "-")
+    choices: Registry | None = metadata.get("choices")
+    if choices is not None and text not in choices:
+        raise UsageError(f"{flag} {text!r} is unknown; {suggest(text, choices)}")
+    try:
+        return metadata.get("parse", str)(text)
+    except ValueError as error:
+        hint = str(error) if "write" in str(error) else "write a number"
+        raise UsageError(f"{flag} {text!r} can't be used: {hint}") from None

@@ -1,0 +1,197 @@
+"""DDPG as an Optuna sampler: AMC's agent (He et al., ECCV 2018, section 3) on Stable-Baselines3's DDPG.
+
+The agent walks the pruning environment, and the walk's widths are the proposal. What it learns from is never its own
+rollout but the finished trials of the study, each walked again with the widths that were evaluated: so it learns
+from trials of other processes, of earlier runs and of other strategies alike, and in the order in which they were told.
+
+What differs from Stable-Baselines3's DDPG, all of it in this file:
+
+- the critic learns ten times faster than the actor (AMC: 1e-3 and 1e-4; SB3 has one rate);
+- rewards are scaled by their spread and a moving average is subtracted when they are sampled, not when they are stored
+  (AMC's baseline, as it is *now*);
+- exploration is truncated-normal noise on the keep ratio, drawn here, decaying an episode at a time;
+- `learn()` is not used: trials come from the study, and each is followed by one `train(k)` call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from stable_baselines3 import DDPG
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.logger import configure
+
+from amc.problem import Problem
+from amc.seeding import seeded
+from envs.pruning import PruningEnv, action_of
+from search.strategies.base import WidthSampler, told
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """Hyper-parameters of the agent; AMC's values where the paper or its code gives one.
+
+    warmup: episodes of uniformly random actions before the actor proposes; None: a quarter of the trials, at most 100.
+    sigma, sigma_end: standard deviation of the noise on the keep ratio, at first and at the last trial.
+    updates: gradient steps after each trial, in one call.
+    """
+
+    hidden: tuple[int, ...] = (300, 300)
+    actor_rate: float = 1e-4
+    critic_rate: float = 1e-3
+    tau: float = 0.01
+    gamma: float = 1.0
+    batch: int = 64
+    buffer: int = 100_000
+    warmup: int | None = None
+    sigma: float = 0.5
+    sigma_end: float = 0.02
+    baseline_decay: float = 0.95
+    updates: int = 20
+
+
+class BaselineBuffer(ReplayBuffer):
+    """A replay buffer whose samples have the current baseline subtracted, in units of the rewards' spread."""
+
+    baseline: float = 0.0
+    spread: float = 1.0
+
+    def _normalize_reward(self, reward: np.ndarray, env: Any = None) -> np.ndarray:  # noqa: ARG002
+        return ((reward - self.baseline) / self.spread).astype(np.float32)
+
+
+class Agent(DDPG):
+    """Stable-Baselines3's DDPG with a learning rate each for actor and critic."""
+
+    rates: tuple[float, float]
+
+    def _update_learning_rate(self, optimizers: Any) -> None:  # noqa: ARG002
+        for optimizer, rate in zip((self.actor.optimizer, self.critic.optimizer), self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+
+class InvertedGradients(torch.nn.Module):
+    """Keeps actions in [-1, 1] without saturating: gradients shrink towards the bound that they push to, and turn beyond.
+
+    Hausknecht and Stone, ICLR 2016, section 5.1. A tanh that a few early trials have driven to its end has a gradient
+    of zero there, and never comes back.
+    """
+
+    def forward(self, actions: torch.Tensor) -> torch.Tensor:
+        """The actions, unchanged."""
+        if actions.requires_grad:
+            at = actions.detach()
+            actions.register_hook(lambda gradient: gradient * torch.where(gradient < 0, 1 - at, 1 + at) / 2)
+        return actions
+
+
+class DDPGSampler(WidthSampler):
+    """AMC's agent as a sampler, for our studies and for anyone's: maximize, and suggest each group's width by name.
+
+    problem: what to search. trials: how many are planned; warm-up and noise are scaled to it.
+    """
+
+    def __init__(
+        self, problem: Problem, *, trials: int = 100, seed: int = 0, settings: AgentSettings | None = None
+    ) -> None:
+        super().__init__(problem)
+        self.settings = settings or AgentSettings()
+        self._trials, self._seed = trials, seed
+        self._warmup = min(max(trials // 4, 1), 100) if self.settings.warmup is None else self.settings.warmup
+        self._env = PruningEnv(problem)
+        self._agent = self._new_agent()
+        self._learned: set[int] = set()
+        self._rewards: list[float] = []
+
+    def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
+        """Learns from every finished trial that it has not seen, then walks the environment."""
+        ended = told(study)
+        for other in ended:
+            if other.number not in self._learned:
+                self._learn(other)
+        rng = np.random.default_rng([self._seed, len(ended)])
+        self._env.reset()
+        for group in self.problem.groups:
+            self._env.decide(self._act(len(ended), group.floor / group.channels, rng))
+        return self._env.executed
+
+    def _act(self, episode: int, floor: float, rng: np.random.Generator) -> float:
+        """An action in [-1, 1]: random in the warm-up, then the actor's with truncated-normal noise on its ratio."""
+        if episode < self._warmup:
+            return float(rng.uniform(-1, 1))
+        action, _ = self._agent.predict(self._env.observation(), deterministic=True)
+        scale = 2 * self._sigma(episode) / max(1 - floor, 1e-6)
+        return truncated_normal(float(action[0]), scale, rng)
+
+    def _sigma(self, episode: int) -> float:
+        """Exponential decay from `sigma` after the warm-up to `sigma_end` at the last planned trial."""
+        done = (episode - self._warmup) / max(self._trials - 1 - self._warmup, 1)
+        return self.settings.sigma * (self.settings.sigma_end / self.settings.sigma) ** min(done, 1.0)
+
+    def _learn(self, trial: FrozenTrial) -> None:
+        """Stores a finished trial's transitions, with the executed actions, and trains once."""
+        self._learned.add(trial.number)
+        if trial.state != TrialState.COMPLETE or not set(trial.params) >= {g.name for g in self.problem.groups}:
+            return
+        assert trial.value is not None
+        self._store([int(trial.params[group.name]) for group in self.problem.groups], trial.value)
+        with seeded(self._seed, "train", trial.number):
+            self._agent.train(self.settings.updates, self.settings.batch)
+
+    def _store(self, widths: Sequence[int], reward: float) -> None:
+        """The final reward goes to every step, as in AMC's code; its moving average is the baseline."""
+        buffer = self._agent.replay_buffer
+        assert isinstance(buffer, BaselineBuffer)
+        decay = self.settings.baseline_decay
+        buffer.baseline = decay * buffer.baseline + (1 - decay) * reward if self._rewards else reward
+        self._rewards.append(reward)
+        buffer.spread = max(float(np.std(self._rewards[-100:])), 1e-6)
+        state, _ = self._env.reset()
+        for i, (group, width) in enumerate(zip(self.problem.groups, widths, strict=True)):
+            action = action_of(width, group.floor, group.channels)
+            self._env.decide(action)
+            after, last = self._env.observation(), i == len(widths) - 1
+            buffer.add(state, after, np.array([[action]]), np.array([reward]), np.array([last]), [{}])
+            state = after
+
+    def _new_agent(self) -> Agent:
+        s = self.settings
+        with seeded(self._seed, "agent"):
+            agent = Agent(
+                "MlpPolicy",
+                self._env,
+                buffer_size=s.buffer,
+                batch_size=s.batch,
+                tau=s.tau,
+                gamma=s.gamma,
+                replay_buffer_class=BaselineBuffer,
+                policy_kwargs={"net_arch": list(s.hidden)},
+                device="cpu",
+            )
+            for actor in (agent.actor, agent.actor_target):
+                actor.mu[-1] = InvertedGradients()
+        agent.rates = (s.actor_rate, s.critic_rate)
+        agent.set_logger(configure(None, []))
+        return agent
+
+
+def truncated_normal(mean: float, sigma: float, rng: np.random.Generator, low: float = -1.0, high: float = 1.0) -> float:
+    """A draw from a normal distribution cut off at [low, high], by inversion of its distribution function."""
+    normal = NormalDist(mean, max(sigma, 1e-9))
+    quantile = rng.uniform(normal.cdf(low), normal.cdf(high))
+    if not 0 < quantile < 1:
+        return min(max(mean, low), high)
+    return min(max(normal.inv_cdf(quantile), low), high)
+
+
+def make(problem: Problem, *, trials: int, seed: int) -> DDPGSampler:
+    """The sampler."""
+    return DDPGSampler(problem, trials=trials, seed=seed)

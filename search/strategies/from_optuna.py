@@ -1,0 +1,36 @@
+"""Optuna's samplers, each by its name and with the settings that suit a search of dozens or hundreds of trials."""
+
+from __future__ import annotations
+
+from optuna.samplers import CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers.nsgaii import UniformCrossover
+
+from amc.problem import Problem
+from search.strategies.base import ProjectedSampler
+
+
+def nsga2(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:
+    """NSGA-II with uniform crossover; its population is about a sixth of the trials.
+
+    Optuna's default population of 50 would make a short run a random search.
+    """
+    population = min(max(trials // 6, 4), 50)
+    return ProjectedSampler(
+        problem, lambda s: NSGAIISampler(population_size=population, crossover=UniformCrossover(), seed=s), seed
+    )
+
+
+def cmaes(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:  # noqa: ARG001
+    """CMA-ES over the widths, starting from the middle of the box."""
+    return ProjectedSampler(problem, lambda s: CmaEsSampler(seed=s, warn_independent_sampling=False), seed)
+
+
+def tpe(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:
+    """Multivariate TPE; its random start-up takes at most a sixth of the trials."""
+    startup = min(max(trials // 6, 4), 10)
+    return ProjectedSampler(problem, lambda s: TPESampler(n_startup_trials=startup, seed=s), seed)
+
+
+def random(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:  # noqa: ARG001
+    """Uniformly random widths."""
+    return ProjectedSampler(problem, lambda s: RandomSampler(seed=s), seed)
