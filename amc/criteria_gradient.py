@@ -1,127 +1,125 @@
 """Criteria that look at the loss: what it would do, to first or second order, if a unit were gone.
 
-All three differentiate the mean loss of the calibration batches with the model in evaluation mode, so that batch norm
-is the affine map it will be. Weights are replaced functionally and gates hooked in for the time of a pass: the model's
-own gradients and flags are never touched. A group is one member: its contributions are summed before they are squared.
+All three put a gate of 1 on each unit where its readers take it in, one gate for all readers, and differentiate the
+mean loss of the calibration batches with respect to it: removing the unit is moving its gate to 0. The model is in
+evaluation mode, so that batch norm is the affine map it will be, and its parameters and their gradients are never
+touched. A group is one member: what its readers lose is summed before it is squared.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from amc.forward import device_of
-from amc.groups import Group
+from amc.forward import call
 from amc.importance import Evidence, Members
-from amc.roles import by_unit, channel_axis, readers, watching
+from amc.roles import channel_axis, readers, watching
 from amc.seeding import derive
 
+Gates = dict[tuple[str, int], Tensor]  # (group, rows) -> ones (rows, channels)
 Key = TypeVar("Key", bound=Hashable)
 
-PROBES = 4  # Hutchinson vectors a batch
+PROBES = 4  # random sign vectors a batch
 
 
 def taylor(evidence: Evidence) -> Members:
-    """`(sum of gradient * weight over a unit's parameters)^2`, mean over batches.
+    """Squared gradient of the gate, mean over batches.
 
-    Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, equations 7 and 8.
+    Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, section 3.1, `(gradient * weight)^2`
+    of a gate. For an inner channel this equals the sum over its batch norm's scale and shift, which did best in the
+    paper; summing over the filters as well counts the unit twice.
     """
-    weights = _weights(evidence)
-    totals = _zeros(evidence)
-    for loss in _losses(evidence, weights):
-        gradients = _gradients(loss, weights)
-        for group in evidence.groups:
-            totals[group.name] += _over_unit(group, {n: weights[n] * g for n, g in gradients.items()}) ** 2
-    return {name: [total] for name, total in totals.items()}
-
-
-def hessian(evidence: Evidence) -> Members:
-    """`sum of weight^2 * h / 2` over a unit's parameters, h the diagonal of the loss's Hessian.
-
-    LeCun et al., Optimal Brain Damage, NeurIPS 1989, equation 3, the diagonal estimated by Hutchinson's method
-    (Bekas et al. 2007): the mean of `z * Hz` over random signs z.
-    """
-    weights = _weights(evidence)
-    totals = _zeros(evidence)
-    generator = torch.Generator().manual_seed(derive(evidence.seed, "hessian"))
-    # Fused attention kernels have no second derivative.
-    with sdpa_kernel(SDPBackend.MATH):
-        for loss in _losses(evidence, weights):
-            gradients = _gradients(loss, weights, again=True)
-            for _ in range(PROBES):
-                signs = {n: _signs(w, generator) for n, w in weights.items()}
-                slope = sum((gradients[n] * signs[n]).sum() for n in weights)
-                curved = _gradients(slope, weights)
-                terms = {n: weights[n] ** 2 * signs[n] * curved[n] / 2 for n in weights}
-                for group in evidence.groups:
-                    totals[group.name] += _over_unit(group, terms)
-    return {name: [total] for name, total in totals.items()}
+    means = _Means()
+    for loss, gates in _gated(evidence):
+        for (name, _), gradient in _gradients(loss, gates).items():
+            means.add(name, gradient.double() ** 2)
+    return means.members()
 
 
 def fisher(evidence: Evidence) -> Members:
-    """Mean over samples of the squared gradient of a gate on the unit, summed over all its readers first.
+    """Squared gradient of the gate, mean over samples.
 
     Theis et al., Faster Gaze Prediction, arXiv 1801.05787, equation 10; for coupled channels as Liu et al., Group
     Fisher Pruning, ICML 2021, equation 6.
     """
+    means = _Means()
+    for loss, gates in _gated(evidence, per_sample=True):
+        for (name, rows), gradient in _gradients(loss, gates).items():
+            # The loss is a mean: times the rows, a row's gradient is its own.
+            means.add(name, (gradient.double() * rows) ** 2)
+    return means.members()
+
+
+def hessian(evidence: Evidence) -> Members:
+    """`h / 2`, h the gate's entry on the diagonal of the loss's Hessian, mean over batches.
+
+    LeCun et al., Optimal Brain Damage, NeurIPS 1989, equation 3, for gates in place of single weights; the diagonal by
+    Hutchinson's method (Bekas et al. 2007): the mean of `z * Hz` over random signs z.
+    """
+    means = _Means()
+    generator = torch.Generator().manual_seed(derive(evidence.seed, "hessian"))
+    # Fused attention kernels have no second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        for loss, gates in _gated(evidence):
+            gradients = _gradients(loss, gates, again=True)
+            for _ in range(PROBES):
+                signs = {key: _signs(gate, generator) for key, gate in gates.items()}
+                slope = torch.stack([(gradients[key] * signs[key]).sum() for key in gates]).sum()
+                for key, curved in _gradients(slope, gates).items():
+                    means.add(key[0], (signs[key] * curved).double() / 2)
+    return means.members()
+
+
+class _Means:
+    """Running means by group, `(channels,)` float64."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Takes values `(samples, channels)` into the mean."""
+        total = values.sum(0)
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._counts[name] += len(values)
+
+    def members(self) -> Members:
+        return {name: [total / self._counts[name]] for name, total in self._sums.items()}
+
+
+def _gated(evidence: Evidence, *, per_sample: bool = False) -> Iterator[tuple[Tensor, Gates]]:
+    """The loss of each batch, and the gates that it was computed with: one row, or one a sample."""
     found = readers(evidence.model, evidence.structure)
-    totals = _zeros(evidence)
-    gates: dict[tuple[str, int], Tensor] = {}  # a row a sample; windowed attention has more rows than samples
+    gates: Gates = {}
 
     def gate(tensor: str, layer: nn.Module, inputs: Tensor) -> Tensor:
-        axis, rows = channel_axis(layer, inputs), inputs.shape[0]
+        axis = channel_axis(layer, inputs)
+        rows = inputs.shape[0] if per_sample else 1  # windowed attention has more rows than samples
         factor = inputs.new_ones(rows, inputs.shape[axis])
         for group, part in found[tensor]:
-            key = (group.name, rows)
-            if key not in gates:
-                gates[key] = inputs.new_ones(rows, group.channels).requires_grad_()
-            factor = factor.index_copy(1, torch.from_numpy(part.index).to(factor.device), gates[key][:, part.unit])
+            if (group.name, rows) not in gates:
+                gates[group.name, rows] = inputs.new_ones(rows, group.channels).requires_grad_()
+            index = torch.from_numpy(part.index).to(inputs.device)
+            factor = factor.index_copy(1, index, gates[group.name, rows][:, part.unit])
         shape = [1] * inputs.dim()
         shape[0], shape[axis] = factor.shape
         return inputs * factor.view(shape)
 
-    with torch.enable_grad(), watching(evidence.model, found, gate):
-        for inputs, labels in evidence.batches:
-            gates.clear()
-            loss = evidence.loss(functional_call(evidence.model, {}, *_arguments(inputs)), labels)
-            for (name, rows), gradient in _gradients(loss, gates).items():
-                # The loss is a mean: times the rows, a row's gradient is its own.
-                totals[name] += ((gradient.double() * rows) ** 2).mean(0)
-    watched = {group.name for parts in found.values() for group, _ in parts}
-    return {name: [total] for name, total in totals.items() if name in watched}
-
-
-def _weights(evidence: Evidence) -> dict[str, Tensor]:
-    """The sliced parameters as leaves of their own."""
-    names = {part.tensor for group in evidence.groups for part in group.slices}
-    return {n: p.detach().requires_grad_() for n, p in evidence.model.named_parameters() if n in names}
-
-
-def _zeros(evidence: Evidence) -> dict[str, Tensor]:
-    device = device_of(evidence.model)
-    return {g.name: torch.zeros(g.channels, dtype=torch.float64, device=device) for g in evidence.groups}
-
-
-def _losses(evidence: Evidence, weights: dict[str, Tensor]) -> Iterator[Tensor]:
     for inputs, labels in evidence.batches:
-        with torch.enable_grad():
-            yield evidence.loss(functional_call(evidence.model, weights, *_arguments(inputs)), labels)
+        gates.clear()
+        with torch.enable_grad(), watching(evidence.model, found, gate):
+            loss = evidence.loss(call(evidence.model, inputs), labels)
+        yield loss, gates
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
-
-
-def _gradients(value: Any, leaves: Mapping[Key, Tensor], *, again: bool = False) -> dict[Key, Tensor]:
+def _gradients(value: Tensor, leaves: Mapping[Key, Tensor], *, again: bool = False) -> dict[Key, Tensor]:
     """The gradient of each leaf; `again` makes it differentiable once more."""
-    if not value.requires_grad:  # a loss that is linear in the weights has no curvature
+    if not value.requires_grad:  # a loss that is linear in the gates has no curvature
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     found = torch.autograd.grad(
         value, list(leaves.values()), retain_graph=True, create_graph=again, allow_unused=True, materialize_grads=True
@@ -129,11 +127,5 @@ def _gradients(value: Any, leaves: Mapping[Key, Tensor], *, again: bool = False)
     return dict(zip(leaves, found, strict=True))
 
 
-def _over_unit(group: Group, terms: dict[str, Tensor]) -> Tensor:
-    parts = [part for part in group.slices if part.tensor in terms]
-    return torch.stack([by_unit(p, terms[p.tensor].detach(), group.channels).double().sum(1) for p in parts]).sum(0)
-
-
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    bits = torch.randint(0, 2, like.shape, generator=generator)
-    return (bits * 2 - 1).to(like)
+    return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)

@@ -32,8 +32,8 @@ def thinet(evidence: Evidence) -> Members:
 def lasso(evidence: Evidence) -> Members:
     """The penalty at which a unit leaves the LASSO `min ||Y - sum of b_u X_u W_u||² + penalty |b|`.
 
-    He et al., Channel Pruning, ICCV 2017, section 3.1, equation 2. The set that one penalty selects need not contain that
-    of a larger one; ordering units by the largest penalty that they survive makes the widths nested.
+    He et al., Channel Pruning, ICCV 2017, section 3.1, equation 2. The set that one penalty selects need not contain
+    that of a larger one; ordering units by the largest penalty that they survive makes the widths nested.
     """
     return _members(evidence, last_penalty)
 

@@ -6,7 +6,8 @@ normalized, then aggregated to one importance per unit (higher is kept), and uni
 then keeps a prefix of that order. A criterion that sees nothing of a group (batch-norm scales where there is no
 norm) leaves that group to `l1`, and the log says so.
 
-A criterion is a function `Evidence -> {group name: [(channels,) tensor, one per member]}` and a line in `amc.catalog.CRITERIA`.
+A criterion is a function `Evidence -> {group name: [(channels,) tensor, one per member]}` and a line in
+`amc.catalog.CRITERIA`.
 """
 
 from __future__ import annotations

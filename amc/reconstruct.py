@@ -131,7 +131,7 @@ def solve(gram: Gram, stay: Tensor, gone: Tensor, outputs: Tensor) -> Tensor:
     return weight[stay] + torch.cholesky_solve(gram.matrix[stay][:, gone] @ weight[gone], factor)
 
 
-def patches(layer: nn.Module, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def patches(layer: Any, inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Up to `count` random patches an image of what a layer multiplies its weights with, `(samples, D)`."""
     if not isinstance(layer, _ConvNd):
         inputs = inputs.unsqueeze(0) if inputs.dim() == 1 else inputs
@@ -139,11 +139,11 @@ def patches(layer: nn.Module, inputs: Tensor, count: int, generator: torch.Gener
         image, place = _sample(len(inputs), tokens.shape[1:2], count, generator, inputs.device)
         return tokens[image, place[0]]
     dims = len(layer.kernel_size)
-    windows = F.pad(inputs if inputs.dim() == dims + 2 else inputs.unsqueeze(0), _padding(layer), _pad_mode(layer))
+    windows: Any = F.pad(inputs if inputs.dim() == dims + 2 else inputs.unsqueeze(0), _padding(layer), _pad_mode(layer))
     for axis, (size, stride, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
         windows = windows.unfold(axis + 2, dilation * (size - 1) + 1, stride)[..., ::dilation]
     image, place = _sample(len(windows), windows.shape[2 : 2 + dims], count, generator, inputs.device)
-    return windows[(image, slice(None), *place)].flatten(1)
+    return windows[image, :, *place].flatten(1)
 
 
 def _sample(
@@ -182,7 +182,7 @@ def _fits(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or is_transposed_linear(layer)
 
 
-def _dense(layer: nn.Module) -> tuple[Tensor, int, bool]:
+def _dense(layer: Any) -> tuple[Tensor, int, bool]:
     """Weight `(D, outputs)` with the bias as its last row, kernel elements, whether there is a bias."""
     weight = layer.weight.detach().double().cpu()
     kernel = int(np.prod(layer.kernel_size)) if isinstance(layer, _ConvNd) else 1
@@ -193,7 +193,7 @@ def _dense(layer: nn.Module) -> tuple[Tensor, int, bool]:
 
 
 @torch.no_grad()
-def _write(name: str, layer: nn.Module, fitted: Tensor, bias: bool) -> None:
+def _write(name: str, layer: Any, fitted: Tensor, bias: bool) -> None:
     rows = fitted[:-1] if bias else fitted
     weight = rows if is_transposed_linear(layer) else rows.T
     if weight.numel() != layer.weight.numel() or weight.shape[0] != layer.weight.shape[0]:
