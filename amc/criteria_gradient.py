@@ -114,7 +114,8 @@ def _gated(evidence: Evidence, *, per_sample: bool = False) -> Iterator[tuple[Te
         gates.clear()
         with torch.enable_grad(), watching(evidence.model, found, gate):
             loss = evidence.loss(call(evidence.model, inputs), labels)
-        yield loss, gates
+        if gates:
+            yield loss, gates
 
 
 def _gradients(value: Tensor, leaves: Mapping[Key, Tensor], *, again: bool = False) -> dict[Key, Tensor]:

@@ -117,8 +117,25 @@ def importance(
     find: Criterion = resolve(CRITERIA, criterion, "importance criterion")
     evidence = Evidence(model, structure, criterion, batches, loss, seed)
     with evaluating(model):
-        members = find(evidence)
-        return {g.name: _combine(evidence, g, members.get(g.name, ()), scale, combine) for g in structure.groups}
+        members = dict(find(evidence))
+        unseen = [group for group in structure.groups if not members.get(group.name)]
+        for group in unseen:
+            by_l1 = [rows.abs().sum(1) for rows in evidence.filters(group)]
+            members[group.name] = by_l1 or [torch.zeros(group.channels)]
+    if unseen:
+        names = ", ".join(group.name for group in unseen)
+        _log.warning("importance %s sees nothing of these groups, which are ranked by l1: %s", criterion, names)
+    found: dict[str, np.ndarray] = {}
+    for group in structure.groups:
+        vectors = [member.detach().double().cpu() for member in members[group.name]]
+        tiny = torch.finfo(torch.float64).tiny  # a member of zeros stays zeros
+        found[group.name] = combine(torch.stack([v / scale(v).clamp_min(tiny) for v in vectors])).numpy()
+        if not np.isfinite(found[group.name]).all():
+            raise ModelError(
+                f"the importance of group {group.name!r} by {criterion!r} is not finite; "
+                "the weights or the calibration data hold NaN or infinity"
+            )
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,27 +187,6 @@ class Evidence:
                 "give `(inputs, labels)`, or choose a criterion without a loss, such as 'wanda'"
             )
         return self.given_loss(logits(output), labels)
-
-
-def _combine(
-    evidence: Evidence,
-    group: Group,
-    members: Sequence[Tensor],
-    scale: Callable[[Tensor], Tensor],
-    combine: Callable[[Tensor], Tensor],
-) -> np.ndarray:
-    if not members:
-        _log.info("%r sees nothing of group %r; ranked by l1", evidence.criterion, group.name)
-        members = [rows.abs().sum(1) for rows in evidence.filters(group)] or [torch.zeros(group.channels)]
-    vectors = [member.detach().double().cpu() for member in members]
-    tiny = torch.finfo(torch.float64).tiny  # a member of zeros stays zeros
-    result = combine(torch.stack([vector / scale(vector).clamp_min(tiny) for vector in vectors])).numpy()
-    if not np.isfinite(result).all():
-        raise ModelError(
-            f"the importance of group {group.name!r} by {evidence.criterion!r} is not finite; "
-            "the weights or the calibration data hold NaN or infinity"
-        )
-    return result
 
 
 def _choose(registry: Mapping[str, Any], name: str, what: str) -> Any:

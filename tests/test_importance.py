@@ -366,6 +366,22 @@ def test_a_unit_may_own_many_positions_of_its_reader():
     np.testing.assert_allclose(wanda, [0 + 1 + 4 + 9, 3 * (0 + 5 + 12 + 21)])
 
 
+def test_groups_that_a_criterion_sees_nothing_of_are_ranked_by_l1_and_named(caplog: pytest.LogCaptureFixture):
+    """As in `nn.MultiheadAttention`, which multiplies with its output projection without calling it."""
+
+    class Past(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(self[0](x), self[1].weight)
+
+    model, structure = chain([[1.0], [-3.0]], [[2.0, 0.5]])
+    model = Past(*model)
+    for criterion in ("wanda", "taylor", "fisher", "hessian", "thinet", "lasso", "apoz", "bn_scale"):
+        caplog.clear()
+        got = importance(model, structure, criterion, batches=[(X, torch.zeros(3, dtype=torch.int64))])["0"]
+        np.testing.assert_array_equal(got, [1, 3])
+        assert f"{criterion} sees nothing of these groups, which are ranked by l1: 0" in caplog.text
+
+
 @pytest.mark.parametrize("criterion", [name for name, (help_, _) in CRITERIA.items() if "needs" in help_])
 def test_a_criterion_without_its_data_says_what_to_give(criterion: str):
     model = net()
