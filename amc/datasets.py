@@ -18,7 +18,6 @@ from torch.utils.data import Subset, default_collate
 
 from amc.data import VAL_PARTS, Data, ImageSplit, Indices, Normalize, Options, Split, hold_out, normalization
 from amc.errors import DataError
-from amc.seeding import seeded
 from amc.userfile import call_factory, describe
 
 logger = logging.getLogger("amc")
@@ -357,8 +356,7 @@ class FolderSplit:
 
 def factory(spec: str, options: Options) -> Data:
     """What a factory returns: `{"train": …, "val": …, "test": …}`, map-style data sets of (input, label)."""
-    with seeded(options.seed, "data"):
-        splits = call_factory(spec, DataError)
+    splits = call_factory(spec, DataError, options.seed, "data")
     source = Path(spec.rpartition(":")[0])
     text = source.read_bytes() if source.is_file() else b""
     return own(splits, options, name=spec, text=text)

@@ -74,8 +74,7 @@ def load_model(
         name, model = type(spec).__name__, spec
     else:
         name = spec
-        with seeded(seed, "model"):
-            model = _build(spec, num_classes, in_channels)
+        model = _build(spec, num_classes, in_channels, seed)
     if weights is not None:
         load_weights(model, weights)
     model.eval()
@@ -86,23 +85,25 @@ def load_model(
     return Loaded(model, name, model_inputs, _input_names(model, model_inputs))
 
 
-def _build(spec: str, num_classes: int | None, in_channels: int | None) -> nn.Module:
-    """The module that `spec` names, with random weights."""
+def _build(spec: str, num_classes: int | None, in_channels: int | None, seed: int) -> nn.Module:
+    """The module that `spec` names, its random weights those of the seed."""
     if spec in MODELS:
         factory = resolve(MODELS, spec, "--model")
         sizes = {"num_classes": num_classes, "in_channels": in_channels}
-        return factory(**{key: size for key, size in sizes.items() if size is not None})
+        with seeded(seed, "model"):
+            return factory(**{key: size for key, size in sizes.items() if size is not None})
     source, _, rest = spec.partition(":")
     if source in ("torchvision", "timm", "hf") and rest:
         from amc import libraries
 
-        return getattr(libraries, source)(rest, num_classes, in_channels)
+        with seeded(seed, "model"):
+            return getattr(libraries, source)(rest, num_classes, in_channels)
     if ":" not in spec:
         raise ModelError(
             f"--model {spec!r} is unknown; {suggest(spec, MODELS)}, or torchvision:NAME, timm:NAME, hf:DIR, "
             "FILE.py:FACTORY or PACKAGE.MODULE:FACTORY"
         )
-    model = call_factory(spec, ModelError)
+    model = call_factory(spec, ModelError, seed, "model")
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory {spec} returned a {type(model).__name__}; it must return a torch.nn.Module")
     return model

@@ -16,6 +16,7 @@ from typing import Any
 
 from amc.errors import AmcError
 from amc.registry import suggest
+from amc.seeding import seeded
 
 
 def load_attribute(spec: str, error: type[AmcError]) -> Any:
@@ -46,17 +47,19 @@ def load_attribute(spec: str, error: type[AmcError]) -> Any:
     return found
 
 
-def call_factory(spec: str, error: type[AmcError]) -> Any:
-    """What the factory named by `spec` returns, called without arguments.
+def call_factory(spec: str, error: type[AmcError], *seed: int | str) -> Any:
+    """What the factory named by `spec` returns, called without arguments under the seed.
 
     Raises:
         error: it can't be loaded, can't be called without arguments, or raises.
     """
-    factory = load_attribute(spec, error)
+    with seeded(*seed):
+        factory = load_attribute(spec, error)
     if not callable(factory):
         raise error(f"{spec} is a {type(factory).__name__}, not a function; name a function without arguments")
     try:
-        return factory()
+        with seeded(*seed):  # again, since loading may have drawn numbers, but only the first time
+            return factory()
     except AmcError:
         raise
     except (Exception, SystemExit) as problem:
