@@ -112,7 +112,7 @@ def _gated(evidence: Evidence, *, per_sample: bool = False) -> Iterator[tuple[Te
 
     for inputs, labels in evidence.batches:
         gates.clear()
-        with torch.enable_grad(), watching(evidence.model, found, gate):
+        with watching(evidence.model, found, gate):
             loss = evidence.loss(call(evidence.model, inputs), labels)
         if gates:
             yield loss, gates

@@ -116,7 +116,7 @@ def importance(
     scale = _choose(NORMALIZE, normalize, "normalize")
     find: Criterion = resolve(CRITERIA, criterion, "importance criterion")
     evidence = Evidence(model, structure, criterion, batches, loss, seed)
-    with evaluating(model):
+    with evaluating(model), torch.enable_grad():
         members = dict(find(evidence))
         unseen = [group for group in structure.groups if not members.get(group.name)]
         for group in unseen:
@@ -125,17 +125,7 @@ def importance(
     if unseen:
         names = ", ".join(group.name for group in unseen)
         _log.warning("importance %s sees nothing of these groups, which are ranked by l1: %s", criterion, names)
-    found: dict[str, np.ndarray] = {}
-    for group in structure.groups:
-        vectors = [member.detach().double().cpu() for member in members[group.name]]
-        tiny = torch.finfo(torch.float64).tiny  # a member of zeros stays zeros
-        found[group.name] = combine(torch.stack([v / scale(v).clamp_min(tiny) for v in vectors])).numpy()
-        if not np.isfinite(found[group.name]).all():
-            raise ModelError(
-                f"the importance of group {group.name!r} by {criterion!r} is not finite; "
-                "the weights or the calibration data hold NaN or infinity"
-            )
-    return found
+    return {group.name: _one(group, members[group.name], scale, combine, criterion) for group in structure.groups}
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +177,25 @@ class Evidence:
                 "give `(inputs, labels)`, or choose a criterion without a loss, such as 'wanda'"
             )
         return self.given_loss(logits(output), labels)
+
+
+def _one(
+    group: Group,
+    members: Sequence[Tensor],
+    scale: Callable[[Tensor], Tensor],
+    combine: Callable[[Tensor], Tensor],
+    criterion: str,
+) -> np.ndarray:
+    """A group's members as one importance."""
+    vectors = [member.detach().double().cpu() for member in members]
+    tiny = torch.finfo(torch.float64).tiny  # a member of zeros stays zeros
+    result = combine(torch.stack([vector / scale(vector).clamp_min(tiny) for vector in vectors])).numpy()
+    if not np.isfinite(result).all():
+        raise ModelError(
+            f"the importance of group {group.name!r} by {criterion!r} is not finite; "
+            "the weights or the calibration data hold NaN or infinity"
+        )
+    return result
 
 
 def _choose(registry: Mapping[str, Any], name: str, what: str) -> Any:
