@@ -66,8 +66,13 @@ class Data:
     classes: tuple[str, ...] = ()
 
     def example(self) -> Any:
-        """The inputs of the first example, at batch 1."""
-        return self.val.batch([0])[0]
+        """The inputs of the first example that can be read, at batch 1."""
+        try:
+            return self.val.batch([0])[0]
+        except DataError:
+            if len(self.val) < 2:
+                raise
+            return self.val.batch([1])[0]  # one damaged image must not stop a run
 
 
 @dataclass(frozen=True)
@@ -175,15 +180,15 @@ def load_data(
         input_size=(int(input_size[0]), int(input_size[-1])) if input_size else None,
         seed=seed,
     )
-    from amc import datasets  # the sources need what is above
+    from amc import own_data  # it needs what is above
 
     if isinstance(spec, Mapping):
-        return datasets.own(spec, options)
+        return own_data.own(spec, options)
     kind, _, where = spec.partition(":")
     if kind in DATASETS:
         if bool(where) == (kind == "digits"):
             raise DataError(f"--data {spec!r}: write {kind if kind == 'digits' else kind + ':PATH'}")
         return resolve(DATASETS, kind, "--data")(where, options)
     if ":" in spec and (kind.endswith(".py") or "." in kind or ".py:" in spec):
-        return datasets.factory(spec, options)
+        return own_data.factory(spec, options)
     raise DataError(f"--data {spec!r} is unknown; {suggest(kind, DATASETS)}, or FILE.py:FACTORY for data of your own")

@@ -1,4 +1,4 @@
-"""Where data comes from: the embedded digits, arrays, folders of images, and data sets of the user's own."""
+"""Where images come from: the embedded digits, arrays, and folders."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Subset, default_collate
 
 from amc.data import VAL_PARTS, Data, ImageSplit, Indices, Normalize, Options, Split, hold_out, normalization
 from amc.errors import DataError
-from amc.userfile import call_factory, describe
+from amc.userfile import describe
 
 logger = logging.getLogger("amc")
 
@@ -349,110 +348,3 @@ class FolderSplit:
                 f"{len(self.unreadable)} of {len(self)} images can't be read, more than {UNREADABLE_SHARE:.0%}: "
                 f"{'; '.join(list(self.unreadable.values())[:3])}. Delete or mend them"
             )
-
-
-# ---- data sets of the user's own
-
-
-def factory(spec: str, options: Options) -> Data:
-    """What a factory returns: `{"train": …, "val": …, "test": …}`, map-style data sets of (input, label)."""
-    splits = call_factory(spec, DataError, options.seed, "data")
-    source = Path(spec.rpartition(":")[0])
-    text = source.read_bytes() if source.is_file() else b""
-    return own(splits, options, name=spec, text=text)
-
-
-def own(splits: Any, options: Options, name: str = "own", text: bytes = b"") -> Data:
-    """A mapping of data sets, used as they are; the fingerprint sees their sizes and `text`, not their contents."""
-    options.refuse("of your own", "mean", "std", "input_size")
-    if isinstance(splits, Data):
-        return splits
-    if not isinstance(splits, Mapping) or not ({"train", "val"} & set(splits)):
-        found = f"a mapping of {', '.join(map(repr, splits))}" if isinstance(splits, Mapping) else type(splits).__name__
-        raise DataError(
-            f'--data {name} gave {found}; it must be {{"train": …, "val": …, "test": …}}, data sets of (input, label)'
-        )
-    made = {key: _own_split(name, key, splits[key]) for key in ("train", "val", "test") if splits.get(key) is not None}
-    if "val" not in made:
-        train = made["train"]
-        labels = train.labels if train.labels is not None else np.zeros(len(train), dtype=np.int64)
-        val, *rest = hold_out(labels, VAL_PARTS, options.seed)
-        if len(train) < 2:
-            raise DataError(f"--data {name}: `train` has one example, too few to take a `val` from")
-        made["train"] = _subset(train, np.sort(np.concatenate(rest)))
-        made["val"] = _subset(train, val)
-    sizes = {key: len(split) for key, split in made.items()}
-    inputs = made["val"].batch([0])[0]
-    return Data(
-        name,
-        made.get("train"),
-        made["val"],
-        made.get("test"),
-        num_classes=_count_classes(list(made.values())),
-        fingerprint=hashlib.sha256(text + repr(sorted(sizes.items())).encode()).hexdigest(),
-        input_shape=tuple(inputs.shape) if isinstance(inputs, Tensor) else None,
-    )
-
-
-class DatasetSplit:
-    """A map-style data set of (input, label)."""
-
-    def __init__(self, name: str, dataset: Any, labels: np.ndarray | None) -> None:
-        self.name = name
-        self.dataset = dataset
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def batch(self, indices: Indices) -> tuple[Any, Any]:
-        """Inputs and labels, collated by torch."""
-        samples = [self._sample(int(i)) for i in indices]
-        try:
-            inputs, labels = default_collate(samples)
-        except Exception as problem:
-            raise DataError(f"{self.name}: examples can't be put into one batch: {describe(problem)}") from problem
-        return inputs, labels
-
-    def _sample(self, index: int) -> tuple[Any, Any]:
-        try:
-            sample = self.dataset[index]
-        except Exception as problem:
-            raise DataError(f"{self.name}: example {index} raised {describe(problem)}") from problem
-        if not isinstance(sample, tuple | list) or len(sample) != 2:
-            raise DataError(f"{self.name}: example {index} is a {type(sample).__name__}; it must be (input, label)")
-        return sample[0], sample[1]
-
-
-def _own_split(name: str, key: str, dataset: Any) -> DatasetSplit:
-    title = f"--data {name}, `{key}`"
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise DataError(f"{title} is a {type(dataset).__name__}; it must be a data set with a length and an index")
-    if not len(dataset):
-        raise DataError(f"{title} is empty")
-    return DatasetSplit(title, dataset, _known_labels(dataset))
-
-
-def _subset(split: DatasetSplit, index: np.ndarray) -> DatasetSplit:
-    labels = None if split.labels is None else split.labels[index]
-    return DatasetSplit(split.name, Subset(split.dataset, index.tolist()), labels)
-
-
-def _known_labels(dataset: Any) -> np.ndarray | None:
-    """Integer labels that the data set holds as a list, as torch's and torchvision's do."""
-    tensors: tuple[Any, ...] = getattr(dataset, "tensors", ())
-    known = tensors[1] if len(tensors) == 2 else getattr(dataset, "targets", getattr(dataset, "labels", None))
-    try:
-        labels = np.asarray(known)
-    except (ValueError, TypeError, RuntimeError):
-        return None
-    return labels.astype(np.int64) if labels.dtype.kind in "iu" and labels.shape == (len(dataset),) else None
-
-
-def _count_classes(splits: list[DatasetSplit]) -> int | None:
-    declared = getattr(splits[0].dataset, "classes", None)
-    if isinstance(declared, list | tuple):
-        return len(declared)
-    if any(split.labels is None for split in splits):
-        return None
-    return 1 + max(int(split.labels.max()) for split in splits if split.labels is not None)

@@ -229,6 +229,8 @@ def test_damaged_images_are_named_and_left_out_up_to_one_in_a_hundred(tmp_path, 
     assert len(everything(data.train)[0]) == 99
     with pytest.raises(DataError, match=r"none of the images.*07\.png"):
         data.train.batch([7])
+    (root / "val" / "ant" / "00.png").write_bytes(b"")
+    assert load_data(f"imagefolder:{root}").example().shape == (1, 3, 6, 8)
     whole = (root / "train" / "bee" / "03.png").read_bytes()
     (root / "train" / "bee" / "03.png").write_bytes(whole[: len(whole) // 2])
     refused(f"imagefolder:{root}", "2 of 100 images", "07.png", "03.png")
