@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from amc.catalog import MODELS
 from amc.coupling import trace
 from amc.errors import PolicyError, RunError
 from amc.evaluate import kept_units
@@ -119,10 +120,10 @@ def _example(model: nn.Module, policy: Policy) -> Inputs:
     return tuple(tensors)
 
 
-def load(run: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+def load(run: str | os.PathLike[str], model: nn.Module | str | None = None) -> nn.Module:
     """The slim, fine-tuned model of a finished run directory.
 
-    model: the dense module, for a run that was given one in Python; else it is built as the run's settings say.
+    model: the dense module or what `--model` takes; needed unless the run's model is a built-in one.
 
     Raises:
         RunError: the directory is not that of a finished run. PolicyError, ModelError: its parts don't fit.
@@ -132,18 +133,20 @@ def load(run: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Modu
         if not (folder / name).is_file():
             raise RunError(f"{folder} is not the directory of a finished run: it has no {name}")
     policy = load_policy(folder / "policy.json")
-    dense = _rebuild(folder, policy) if model is None else model
+    dense = model if isinstance(model, nn.Module) else _rebuild(folder, policy, model)
     load_weights(dense, folder / "dense.safetensors")
     slimmed = apply(dense, policy)
     load_weights(slimmed, folder / "model.safetensors")
     return slimmed
 
 
-def _rebuild(folder: Path, policy: Policy) -> nn.Module:
+def _rebuild(folder: Path, policy: Policy, model: str | None) -> nn.Module:
     try:
-        settings = read_json(folder / "settings.json")["settings"]
-        spec, classes = settings["model"], settings["num_classes"]
+        document = read_json(folder / "settings.json")
+        spec, classes = document["settings"]["model"], document["resolved"]["num_classes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / 'settings.json'} can't be read: {error}") from None
+    if model is None and spec not in MODELS:
+        raise RunError(f"{folder} is a run of {spec}; a file can't make this program run code, so pass it as model=…")
     shapes = [info.shape for info in policy.model.inputs]
-    return load_model(spec, num_classes=classes, input_shape=shapes).model
+    return load_model(model or spec, num_classes=classes, input_shape=shapes).model

@@ -65,3 +65,11 @@ CRITERIA: dict[str, tuple[str, str]] = {
     ),
     "random": ("a random order, the control", "amc.criteria_weights:random"),
 }
+
+REWARDS: dict[str, tuple[str, str]] = {
+    "accuracy": ("accuracy alone: the budget is a hard limit", "amc.reward:accuracy"),
+    "amc_flops": ("-error * log(FLOPs), AMC (He et al. 2018)", "amc.reward:amc_flops"),
+    "amc_params": ("-error * log(parameters), AMC (He et al. 2018)", "amc.reward:amc_params"),
+    "amc_latency": ("-error * log(latency in us), AMC's form with measured latency", "amc.reward:amc_latency"),
+    "accuracy_latency": ("accuracy * (latency / limit)^-0.07, MnasNet (Tan et al. 2019)", "amc.reward:accuracy_latency"),
+}

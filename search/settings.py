@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from amc.catalog import CRITERIA, DATASETS, MODELS, REWARDS
@@ -115,6 +115,10 @@ class Settings:
     accelerator: str = option("auto", "device", "where torch runs: auto, cpu, cuda, cuda:1 …", metavar="NAME")
     threads: int | None = option(None, "device", "torch's CPU threads", parse=whole(1), metavar="N")
     # fmt: on
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     def limits(self) -> tuple[int | None, float | None]:
         """Trials and seconds to search: giving one lifts the other's default."""

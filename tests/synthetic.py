@@ -8,7 +8,7 @@ import numpy as np
 
 from amc.budget import Budget, Limit
 from amc.cost import FunctionCost
-from amc.groups import Group, Layer
+from amc.groups import Group, Layer, Slice, Structure, TensorInfo
 from amc.problem import Problem
 
 
@@ -38,3 +38,34 @@ def concave(groups: int = 20, *, limit: float = 0.5, seed: int = 0) -> tuple[Pro
     best = accuracy(np.minimum((low * value / weight) ** 2, 1.0))
     budget = Budget(members, [Limit(cost, limit * 1e6, 1e6)])
     return Problem(members, budget, lambda w: accuracy([w[g.name] / 64 for g in members]), costs={"flops": cost}), best
+
+
+def chain(channels: Sequence[int], kernels: Sequence[int], positions: Sequence[int], step: int = 1) -> Structure:
+    """A stack of convolutions with bias: `channels[0]` inputs, a group after each layer but the last."""
+    tensors: dict[str, TensorInfo] = {}
+    spread: dict[str, int] = {}
+    slices: list[list[Slice]] = [[] for _ in channels[1:-1]]
+    for i, (inputs, outputs, kernel) in enumerate(zip(channels, channels[1:], kernels, strict=False)):
+        weight, bias = f"conv{i}.weight", f"conv{i}.bias"
+        tensors[weight] = TensorInfo((outputs, inputs, kernel, kernel), "float32", parameter=True)
+        tensors[bias] = TensorInfo((outputs,), "float32", parameter=True)
+        spread[weight] = positions[i]
+        if i < len(slices):
+            slices[i] += [_whole(weight, 0, outputs), _whole(bias, 0, outputs)]
+        if i > 0:
+            slices[i - 1].append(_whole(weight, 1, inputs))
+    groups = tuple(
+        Group(
+            f"conv{i}",
+            width,
+            tuple(sorted({*range(step, width + 1, step), width})),
+            slices=tuple(slices[i]),
+            layer=Layer(f"conv{i}", "conv", width, channels[i], positions[i], 1, kernels[i]),
+        )
+        for i, width in enumerate(channels[1:-1])
+    )
+    return Structure(groups, (), tensors, spread)
+
+
+def _whole(tensor: str, axis: int, length: int) -> Slice:
+    return Slice(tensor, axis, np.arange(length), np.arange(length))

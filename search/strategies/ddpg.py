@@ -6,7 +6,8 @@ from trials of other processes, of earlier runs and of other strategies alike, a
 
 What differs from Stable-Baselines3's DDPG, all of it in this file:
 
-- the critic learns ten times faster than the actor (AMC: 1e-3 and 1e-4; SB3 has one rate);
+- actor and critic can have different learning rates (SB3 has one);
+- the actor ends in inverted gradients, not in a tanh, which saturates within a few dozen trials for good;
 - rewards are scaled by their spread and a moving average is subtracted when they are sampled, not when they are stored
   (AMC's baseline, as it is *now*);
 - exploration is truncated-normal noise on the keep ratio, drawn here, decaying an episode at a time;
@@ -44,7 +45,7 @@ class AgentSettings:
     """
 
     hidden: tuple[int, ...] = (300, 300)
-    actor_rate: float = 1e-4
+    actor_rate: float = 1e-3
     critic_rate: float = 1e-3
     tau: float = 0.01
     gamma: float = 1.0
@@ -118,15 +119,15 @@ class DDPGSampler(WidthSampler):
             if other.number not in self._learned:
                 self._learn(other)
         rng = np.random.default_rng([self._seed, len(ended)])
+        if len(ended) < self._warmup:
+            return [rng.choice(group.widths) for group in self.problem.groups]
         self._env.reset()
         for group in self.problem.groups:
             self._env.decide(self._act(len(ended), group.floor / group.channels, rng))
         return self._env.executed
 
     def _act(self, episode: int, floor: float, rng: np.random.Generator) -> float:
-        """An action in [-1, 1]: random in the warm-up, then the actor's with truncated-normal noise on its ratio."""
-        if episode < self._warmup:
-            return float(rng.uniform(-1, 1))
+        """The actor's action in [-1, 1], with truncated-normal noise on the keep ratio that it means."""
         action, _ = self._agent.predict(self._env.observation(), deterministic=True)
         scale = 2 * self._sigma(episode) / max(1 - floor, 1e-6)
         return truncated_normal(float(action[0]), scale, rng)

@@ -1,0 +1,79 @@
+"""Latency of each policy as measured, for rewards: the policy's own ONNX file, timed beside the dense one.
+
+A number in milliseconds would wander with the machine's speed from trial to trial. So each policy is paired with the
+dense model, and its latency is their ratio times the dense model's first reading: comparable throughout a run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from amc.cost import Widths
+from amc.errors import ModelError
+from amc.export import export_onnx
+from amc.groups import Structure
+from amc.slim import slim
+from latency.paired import measure
+from latency.slicing import Slicer, first_kept, sliced
+
+SECONDS = 0.5
+"""Time spent on each policy."""
+
+
+class MeasuredLatency:
+    """The cost `latency`, ms, by measurement on this machine. Not monotone, so no budget can rest on it.
+
+    Which channels a policy keeps makes no difference to its latency, so the first ones stand for all.
+    """
+
+    name, unit = "latency", "ms"
+
+    def __init__(
+        self, model: nn.Module, inputs: Any, structure: Structure, *, batch: int = 1, threads: int = 1
+    ) -> None:
+        self._model, self._inputs, self._structure = model, inputs, structure
+        self._options = {"batch": batch, "threads": threads}
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def __call__(self, widths: Widths) -> float:
+        """Median latency, ms; measured once for each policy."""
+        key = tuple(int(width) for width in widths)
+        if key not in self._known:
+            models = {"dense": self._dense, "slim": self._file(key)}
+            self._known[key] = measure(models, seconds=SECONDS, **self._options)["slim"].ratio * self._dense_ms
+        return self._known[key]
+
+    @cached_property
+    def _dense(self) -> bytes:
+        return _export(self._model, self._inputs)
+
+    @cached_property
+    def _dense_ms(self) -> float:
+        return measure({"dense": self._dense}, seconds=SECONDS, **self._options)["dense"].median_ms
+
+    @cached_property
+    def _slicer(self) -> Slicer | None:
+        try:
+            return sliced(self._model, self._structure, self._inputs, self._dense)
+        except ModelError:
+            return None  # every policy is exported, which takes seconds
+
+    def _file(self, widths: tuple[int, ...]) -> bytes:
+        kept: Mapping[str, np.ndarray] = first_kept(self._structure, widths)
+        if self._slicer is not None:
+            return self._slicer(kept)
+        return _export(slim(self._model, self._structure, kept), self._inputs)
+
+
+def _export(model: nn.Module, inputs: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        export_onnx(model, inputs, path)
+        return path.read_bytes()

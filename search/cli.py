@@ -1,0 +1,169 @@
+"""The command line: verbs, options from the settings, and errors as one message without a traceback.
+
+Only what is needed to parse is imported here; each verb imports its own parts when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import importlib.metadata
+import json
+import logging
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from amc.catalog import CRITERIA, MODELS, REWARDS
+from amc.errors import AmcError, Interrupted, UsageError
+from amc.registry import Registry, suggest
+from search.settings import Settings
+from search.strategies import STRATEGIES
+
+VERBS: dict[str, tuple[str, str]] = {
+    "search": ("find a policy under the budget, slim, fine-tune, measure (the default verb)", "search.verbs.search"),
+    "apply": ("apply a saved policy to a model", "search.verbs.apply"),
+    "groups": ("what can be pruned, what is frozen and why, and the range of each budget", "search.verbs.groups"),
+}
+
+EXAMPLES = {
+    "search": "amc search --model resnet20 --weights resnet20.pt --data imagefolder:cifar --budget flops=0.5",
+    "apply": "amc apply runs/x/policy.json --model resnet20 --weights resnet20.pt --out slim",
+    "groups": "amc groups --model resnet56 --input-shape 1 3 32 32",
+}
+
+log = logging.getLogger("amc")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a UsageError in place of leaving the program."""
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            if wrong.startswith("-"):
+                raise UsageError(f"there is no option {wrong}; {suggest(wrong, flags)}")
+            raise UsageError(f"the argument {wrong!r} is not understood; `{self.prog} --help` shows what is")
+        raise UsageError(f"{message}; `{self.prog} --help` shows how it is written")
+
+
+def parser_of(verb: str) -> Parser:
+    """The parser of one verb."""
+    help_text, module = VERBS[verb]
+    parser = Parser(
+        prog=f"amc {verb}",
+        description=f"{help_text[0].upper()}{help_text[1:]}.",
+        epilog=_epilog(verb),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=100),
+        allow_abbrev=False,
+    )
+    importlib.import_module(module).add_arguments(parser)
+    common = parser.add_argument_group("output")
+    common.add_argument("--quiet", action="store_true", help="no progress")
+    common.add_argument("--verbose", action="store_true", help="say more, and show tracebacks of unexpected errors")
+    common.add_argument("--json", action="store_true", help="the result as one JSON object on standard output")
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], *, leave_out: Sequence[str] = ()) -> None:
+    """Adds the options of the settings' `groups`; what isn't given stays out of the namespace."""
+    for group in groups:
+        section = parser.add_argument_group(group)
+        for f in fields(Settings):
+            meta = f.metadata
+            if meta["group"] != group or f.name in leave_out:
+                continue
+            more: dict[str, Any] = {"action": "append"} if "repeat" in meta else {}
+            if "nargs" in meta:
+                more["nargs"] = meta["nargs"]
+            default = "" if f.default in (None, ()) or "(default" in meta["help"] else f" (default {f.default})"
+            section.add_argument(
+                "--" + f.name.replace("_", "-"),
+                dest=f.name,
+                default=argparse.SUPPRESS,
+                metavar=meta.get("metavar", f.name.upper()),
+                help=(meta["help"] + default).replace("%", "%%"),
+                **more,
+            )
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, as texts."""
+    names = {f.name for f in fields(Settings)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def _epilog(verb: str) -> str:
+    parts = [f"example:\n  {EXAMPLES[verb]}"]
+    if verb == "search":
+        parts += [
+            _listing("strategies", STRATEGIES),
+            _listing("rewards", REWARDS),
+            _listing("importance", CRITERIA),
+            _listing("built-in models", MODELS),
+            _listing("verbs (amc VERB --help)", VERBS),
+        ]
+    return "\n\n".join(parts)
+
+
+def _listing(title: str, registry: Registry) -> str:
+    rows = []
+    for name, (text, _) in registry.items():
+        rows += textwrap.wrap(text, 100, initial_indent=f"  {name:<20} ", subsequent_indent=" " * 23)
+    return "\n".join([f"{title}:", *rows])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit status: 0 done, 2 the input is at fault, 3 stopped by a signal, 1 anything else."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    if words == ["--version"]:
+        print(importlib.metadata.version("amc-pruning-search"))
+        return 0
+    verb = words.pop(0) if words and not words[0].startswith("-") else "search"
+    try:
+        if verb not in VERBS:
+            raise UsageError(f"there is no verb {verb!r}; {suggest(verb, VERBS)}")
+        parsed = parser_of(verb).parse_args(words)
+        _listen()
+        result = importlib.import_module(VERBS[verb][1]).execute(parsed)
+        if as_json:
+            print(json.dumps(result, allow_nan=False))
+        return 0
+    except AmcError as error:
+        return _fail(str(error), error.exit_status, as_json)
+    except KeyboardInterrupt:
+        return _fail("stopped", Interrupted.exit_status, as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if "--verbose" in words:
+            raise
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else f"{type(error).__name__}"
+        return _fail(f"unexpected error: {what}: {error}. --verbose shows where", 1, as_json)
+
+
+def _listen() -> None:
+    """Warnings of ours go to standard error; a SIGTERM is a Ctrl-C."""
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING)
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        log.addHandler(handler)
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+
+
+def _fail(message: str, status: int, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": message}))
+    print(f"amc: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,247 @@
+"""Composition: settings in, a problem and its parts out. The one place where the packages meet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from amc.budget import Budget, parse_budget
+from amc.catalog import MODELS, REWARDS
+from amc.cost import Cost, analytic
+from amc.coupling import trace
+from amc.data import Data, load_data
+from amc.errors import BudgetError, ModelError, UsageError
+from amc.evaluate import Evaluator, Metric, ScoreSettings, in_memory
+from amc.finetune import AUGMENTATIONS
+from amc.forward import to_device
+from amc.groups import Structure
+from amc.importance import rank
+from amc.models import Loaded, load_model
+from amc.pretrain import RECIPES, pretrained
+from amc.problem import Problem
+from amc.registry import resolve
+from amc.reward import NEEDS_LATENCY
+from amc.slim import verify
+from search.display import Display
+from search.settings import Settings, settings_from
+
+log = logging.getLogger("amc")
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """All the parts of a run.
+
+    loaded: the dense model on its accelerator, with example inputs. order: each group's units, best first.
+    augment: the augmentations that fine-tuning uses.
+    """
+
+    settings: Settings
+    loaded: Loaded
+    data: Data
+    structure: Structure
+    costs: Mapping[str, Cost]
+    order: Mapping[str, np.ndarray]
+    evaluator: Evaluator
+    problem: Problem
+    augment: tuple[str, ...]
+    metric: Metric | None
+
+
+def build(*, model: Any = None, data: Any = None, metric: Metric | None = None, **settings: Any) -> Problem:
+    """The narrow waist alone: what `search.run` would search.
+
+    model, data: what the options take, or a module and data sets of your own. metric: a model's worth, higher is
+    better, in place of the accuracy. settings: any field of `Settings`, e.g. `budget="flops=0.5"`.
+    """
+    named, own_model, own_data = with_objects(settings, model, data)
+    return compose(named, model=own_model, data=own_data, metric=metric).problem
+
+
+def with_objects(settings: Mapping[str, Any], model: Any, data: Any) -> tuple[Settings, nn.Module | None, Any]:
+    """Settings, and the model and the data where they are objects and not names."""
+    named = dict(settings)
+    own_model, own_data = None, None
+    if isinstance(model, nn.Module):
+        own_model, named["model"] = model, type(model).__name__
+    elif model is not None:
+        named["model"] = str(model)
+    if isinstance(data, Mapping | Data):
+        own_data, named["data"] = data, getattr(data, "name", "own")
+    elif data is not None:
+        named["data"] = str(data)
+    return settings_from(named), own_model, own_data
+
+
+def compose(
+    settings: Settings,
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    metric: Metric | None = None,
+    dense_weights: Path | None = None,
+    display: Display | None = None,
+) -> Setup:
+    """Builds everything from the settings; nothing is written.
+
+    model, data: objects in place of what the settings name. dense_weights: of a run that is gone on with.
+
+    Raises:
+        AmcError: whatever in the settings can't be used.
+    """
+    display = display or Display(quiet=True)
+    specs = parse_budget(settings.budget) if settings.budget else ()
+    if not specs:
+        raise BudgetError("--budget is required: say what the model must fit, as in --budget flops=0.5")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    loaded_data = read_data(settings, data)
+    loaded = load_dense(settings, loaded_data, model=model, weights=dense_weights, display=display)
+    structure = trace_model(loaded, settings)
+    costs: dict[str, Cost] = analytic(structure)
+    if settings.reward in NEEDS_LATENCY:
+        costs["latency"] = _measured_latency(loaded, structure, settings)
+    budget = Budget.of(structure.groups, costs, specs)
+    order = rank(loaded.model, structure, settings.importance, batches=calibration(loaded_data, settings), seed=settings.seed)
+    augment = augmentations(settings.augment, loaded_data)
+    evaluator = Evaluator(
+        loaded.model,
+        structure,
+        order,
+        train_split=loaded_data.train,
+        val_split=loaded_data.val,
+        settings=score_settings(settings),
+        augment=augment,
+        metric=metric,
+        seed=settings.seed,
+    )
+    reward = resolve(REWARDS, settings.reward, "--reward")
+    problem = Problem(structure.groups, budget, evaluator, costs=costs, reward=reward)
+    return Setup(settings, loaded, loaded_data, structure, costs, order, evaluator, problem, augment, metric)
+
+
+def read_data(settings: Settings, data: Any = None) -> Data:
+    """The data that the settings name, or `data`, with their options."""
+    return load_data(
+        settings.data if data is None else data,
+        mean=settings.mean,
+        std=settings.std,
+        input_size=settings.input_size,
+        seed=settings.seed,
+    )
+
+
+def trace_model(loaded: Loaded, settings: Settings) -> Structure:
+    """The groups of a model as the settings restrict them, each tried once.
+
+    Raises:
+        ModelError: nothing is left to prune.
+    """
+    inputs = to_device(loaded.inputs, next(loaded.model.parameters()).device)
+    traced = trace(
+        loaded.model,
+        inputs,
+        exclude=settings.exclude,
+        only=settings.only,
+        round_to=settings.round_to,
+        min_keep=settings.min_keep,
+    )
+    structure = verify(loaded.model, inputs, traced)
+    if not structure.groups:
+        reasons = "; ".join(f"{frozen.name}: {frozen.reason}" for frozen in structure.frozen[:5])
+        raise ModelError(f"nothing of {loaded.name} can be pruned: {reasons or 'it has no layers with channels'}")
+    return structure
+
+
+def score_settings(settings: Settings) -> ScoreSettings:
+    """How candidates are scored."""
+    return ScoreSettings(
+        steps=settings.score_steps,
+        batch=settings.score_batch,
+        lr=settings.score_lr,
+        weight_decay=settings.weight_decay,
+        images=settings.score_images,
+        calibration=settings.calibration_images,
+    )
+
+
+def augmentations(text: str, data: Data) -> tuple[str, ...]:
+    """The augmentations that `--augment` asks for."""
+    if text == "auto":
+        return data.augment
+    names = () if text == "none" else tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in AUGMENTATIONS:
+            raise UsageError(f"--augment {text!r}: write auto, none, or some of {', '.join(AUGMENTATIONS)}")
+    return names
+
+
+def accelerator(name: str) -> torch.device:
+    """The torch device that `--accelerator` names."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--accelerator {name!r} can't be used here ({str(error).splitlines()[0]}); write auto, cpu or cuda"
+        ) from None
+    return device
+
+
+def load_dense(
+    settings: Settings,
+    data: Data | None,
+    *,
+    model: nn.Module | None = None,
+    weights: Path | str | None = None,
+    input_shape: Any = None,
+    display: Display,
+) -> Loaded:
+    """The dense model that the settings name (or `model`), on its accelerator; the embedded default is trained first.
+
+    weights: in place of the settings'. input_shape: where there is no data.
+    """
+    weights = weights or settings.weights
+    spec: Any = settings.model if model is None else model
+    if model is None and not weights and is_trained_here(settings) and data is not None:
+        with display.bar(f"training {settings.model} on {data.name}, once") as report:
+            spec = pretrained(settings.model, data, progress=report)
+    elif model is None and not weights and settings.model in MODELS:
+        log.warning("%s has random weights; give trained ones by --weights", settings.model)
+    loaded = load_model(
+        spec, weights=weights, data=data, input_shape=settings.input_shape or input_shape, seed=settings.seed
+    )
+    loaded.model.to(accelerator(settings.accelerator))
+    return replace(loaded, name=settings.model)
+
+
+def is_trained_here(settings: Settings) -> bool:
+    """Whether the model is an embedded one whose dense weights are made on first use."""
+    return settings.model in RECIPES and settings.data == "digits" and not settings.weights
+
+
+def calibration(data: Data, settings: Settings) -> Sequence[tuple[Any, Any]]:
+    """What criteria that need data look at."""
+    split = data.train if data.train is not None else data.val
+    if settings.calibration_images == 0:
+        return ()
+    return in_memory(split, settings.calibration_images, batch=settings.score_batch, seed=settings.seed)
+
+
+def _measured_latency(loaded: Loaded, structure: Structure, settings: Settings) -> Cost:
+    from latency.measured import MeasuredLatency  # ONNX Runtime is loaded only where it is needed
+
+    if settings.device != "local":
+        raise UsageError("rewards that measure each candidate's latency need --device local")
+    return MeasuredLatency(
+        loaded.model, loaded.inputs, structure, batch=settings.latency_batch, threads=settings.latency_threads
+    )

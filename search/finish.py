@@ -1,0 +1,198 @@
+"""After the search: the best policy and the uniform one at the same budget, fine-tuned and measured alike.
+
+The search scored candidates by a short recovery. What a user ships has had a long one, so that is what decides: where
+the uniform policy ends better on the search split, it is what the user gets, and the result says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from amc.cost import spent
+from amc.evaluate import accuracy, batches_of, kept_units
+from amc.finetune import finetune
+from amc.models import Loaded
+from amc.policy import BudgetInfo, GroupPolicy, InputInfo, ModelInfo, Policy
+from amc.problem import Outcome, WidthsByName
+from amc.weights import structure_sha256, weights_sha256
+from latency.paired import Reading, measure
+from search.compose import Setup
+from search.display import Display, Report
+from search.strategies.uniform import uniform_policy
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A slim, fine-tuned model and what it is worth.
+
+    source: `search` or `uniform`. accuracy: on the search split; test_accuracy: on a split that the search never saw,
+    None without one.
+    """
+
+    source: str
+    widths: WidthsByName
+    model: nn.Module
+    accuracy: float
+    test_accuracy: float | None
+
+
+def finish(setup: Setup, best: Outcome, display: Display) -> tuple[Candidate, Candidate]:
+    """The best policy of the search and the uniform one, recovered the same way from the same slices."""
+    widths = setup.problem.named(uniform_policy(setup.problem))
+    searched = recover(setup, "search", best.widths, display)
+    if widths == dict(best.widths):
+        return searched, searched
+    return searched, recover(setup, "uniform", widths, display)
+
+
+def recover(setup: Setup, source: str, widths: WidthsByName, display: Display) -> Candidate:
+    """Slims by a policy and fine-tunes for the epochs of the settings; without epochs, batch norm is recalibrated."""
+    settings, data = setup.settings, setup.data
+    model = setup.evaluator.candidate(widths)
+    if settings.finetune_epochs and data.train is not None:
+        with display.bar(f"fine-tuning the {'best' if source == 'search' else source} policy") as report:
+            finetune(
+                model,
+                data.train,
+                epochs=settings.finetune_epochs,
+                lr=settings.finetune_lr,
+                batch=settings.finetune_batch,
+                weight_decay=settings.weight_decay,
+                augment=setup.augment,
+                seed=settings.seed,
+                progress=report,
+            )
+    else:
+        setup.evaluator.recalibrate(model)
+    return Candidate(source, widths, model, *accuracies(setup, model))
+
+
+def accuracies(setup: Setup, model: nn.Module) -> tuple[float, float | None]:
+    """A model's accuracy on the search split (or the metric), and on the split that the search never saw."""
+    if setup.metric is not None:
+        return setup.metric(model), None
+    test = setup.data.test
+    return accuracy(model, batches_of(setup.data.val)), None if test is None else accuracy(model, batches_of(test))
+
+
+def measure_latency(
+    setup: Setup, dense: Path, models: Mapping[str, Path], report: Report | None = None
+) -> dict[str, Reading]:
+    """The files' latency on the device, each paired with the dense one; keys as in `models`, and `dense`."""
+    settings = setup.settings
+    return measure(
+        {"dense": dense, **models},
+        batch=settings.latency_batch,
+        threads=settings.latency_threads,
+        seed=settings.seed,
+        progress=report,
+    )
+
+
+def result_of(
+    setup: Setup,
+    winner: Candidate,
+    uniform: Candidate,
+    readings: Mapping[str, Reading],
+    search: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `result.json` holds; a figure that was not measured is None.
+
+    readings: of `dense`, and of `best` and `uniform` where these were measured.
+    """
+    dense_accuracy, dense_test = accuracies(setup, setup.loaded.model)
+    dense = {
+        "accuracy": dense_accuracy,
+        "test_accuracy": dense_test,
+        **_analytic(setup, setup.problem.budget.dense),
+        "latency_ms": readings["dense"].median_ms if "dense" in readings else None,
+    }
+    return {
+        "schema_version": 1,
+        "settings": setup.settings.as_json(),
+        "budget": [info.model_dump() for info in budget_infos(setup, winner.widths)],
+        "dense": dense,
+        "best": _figures(setup, winner, readings.get("best")),
+        "uniform": _figures(setup, uniform, readings.get("uniform", readings.get("best"))),
+        "proxy": {"spearman": None, "samples": 0},
+        "search": dict(search),
+    }
+
+
+def _figures(setup: Setup, candidate: Candidate, reading: Reading | None) -> dict[str, Any]:
+    return {
+        "source": candidate.source,
+        "accuracy": candidate.accuracy,
+        "test_accuracy": candidate.test_accuracy,
+        **_analytic(setup, setup.problem.widths(candidate.widths)),
+        "latency_ms": reading.median_ms if reading else None,
+        "latency_predicted_ms": None,
+        "speedup": reading.speedup if reading else None,
+        "speedup_ci95": list(reading.speedup_ci95) if reading else None,
+        "widths": dict(candidate.widths),
+    }
+
+
+def _analytic(setup: Setup, widths: Any) -> dict[str, float]:
+    return {name: value for name, value in spent(setup.costs, widths).items() if name in ("flops", "params", "size")}
+
+
+def budget_infos(setup: Setup, widths: WidthsByName) -> list[BudgetInfo]:
+    """Every limit, and what a policy spends of it."""
+    ordered = setup.problem.widths(widths)
+    return [
+        BudgetInfo(
+            cost=limit.cost.name,
+            limit=limit.value,
+            fraction=limit.fraction,
+            achieved=limit.cost(ordered),
+            met=limit.cost(ordered) <= limit.value,
+        )
+        for limit in setup.problem.budget.limits
+    ]
+
+
+def policy_of(setup: Setup, candidate: Candidate, trials: int, versions: Mapping[str, str]) -> Policy:
+    """The policy file's content: nothing in it differs between two equal runs."""
+    kept = kept_units(setup.order, candidate.widths)
+    settings, costs = setup.settings, _analytic(setup, setup.problem.widths(candidate.widths))
+    return Policy(
+        model=model_info(setup.loaded),
+        groups=[
+            GroupPolicy(
+                name=group.name,
+                kind=group.kind,
+                channels=group.channels,
+                width=candidate.widths[group.name],
+                keep_ratio=candidate.widths[group.name] / group.channels,
+                kept=kept[group.name].tolist(),
+                members=list(group.members),
+            )
+            for group in setup.structure.groups
+        ],
+        importance=settings.importance,
+        budget=budget_infos(setup, candidate.widths),
+        result={"source": candidate.source, "accuracy": candidate.accuracy, **costs},
+        search={"strategy": settings.strategy, "reward": settings.reward, "trials": trials, "seed": settings.seed},
+        versions=dict(versions),
+    )
+
+
+def model_info(loaded: Loaded) -> ModelInfo:
+    """The dense model as a policy file names it."""
+    inputs = loaded.inputs
+    tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+    return ModelInfo(
+        name=loaded.name,
+        inputs=[
+            InputInfo(name=name, shape=list(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in zip(loaded.input_names, tensors, strict=True)
+        ],
+        structure_sha256=structure_sha256(loaded.model),
+        weights_sha256=weights_sha256(loaded.model),
+    )

@@ -1,0 +1,41 @@
+"""`amc search`: the main job."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from amc.errors import UsageError
+from search.cli import add_settings, given_settings
+from search.settings import settings_from
+
+GROUPS = ("model", "data", "search", "groups", "score", "fine-tuning", "device")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All settings, and where the run goes."""
+    add_settings(parser, GROUPS)
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", metavar="DIR", help="run directory (default runs/<time>-<model>)")
+    run.add_argument("--resume", action="store_true", help="go on with the run in --out")
+
+
+def execute(arguments: argparse.Namespace) -> Any:
+    """Runs the main job; returns what `result.json` holds."""
+    if arguments.resume and not arguments.out:
+        raise UsageError("--resume needs --out DIR, the directory of the run to go on with")
+    given = given_settings(arguments)
+    settings = None if arguments.resume else settings_from(given)
+
+    from search.display import Display
+    from search.job import resumed_settings, run_job
+    from search.table import summary_table
+
+    if settings is None:
+        settings = resumed_settings(Path(arguments.out), given)
+    display = Display(quiet=arguments.quiet or arguments.json)
+    result = run_job(settings, out=arguments.out, resume=arguments.resume, display=display)
+    display.show(summary_table(result.summary))
+    display.show(f"{result.path}/: policy.json, model.safetensors, model.onnx, report.html")
+    return {**result.summary, "path": str(result.path)}

@@ -1,0 +1,99 @@
+"""The loop: what fails, fails alone; what is known is not evaluated twice; what is stored is enough to go on."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from amc.errors import SearchFailed
+from amc.problem import Problem
+from search.strategies import make_sampler
+from search.study import open_storage, open_study, search
+from tests.synthetic import concave
+
+
+def failing(every: int) -> tuple[Problem, list[int]]:
+    """A problem whose evaluation breaks every so often."""
+    problem, calls = concave(5)[0], []
+
+    def evaluate(widths):
+        calls.append(1)
+        if len(calls) % every == 0:
+            raise RuntimeError("out of memory, say")
+        return problem.evaluate(widths).accuracy
+
+    return Problem(problem.groups, problem.budget, evaluate), calls
+
+
+def test_a_trial_that_breaks_fails_alone_with_its_reason():
+    problem, _ = failing(every=3)
+    study = open_study(None, "test", make_sampler("random", problem, trials=9, seed=0))
+    result = search(problem, study, trials=9)
+    assert (result.trials, result.failed) == (6, 3)
+    failed = study.get_trials(states=[TrialState.FAIL])
+    assert [trial.user_attrs["error"] for trial in failed] == ["RuntimeError: out of memory, say"] * 3
+
+
+def test_nan_is_a_failed_trial_not_a_score():
+    problem = concave(3)[0]
+    broken = Problem(problem.groups, problem.budget, lambda widths: float("nan"))
+    study = open_study(None, "test", make_sampler("random", broken, trials=3, seed=0))
+    result = search(broken, study, trials=3)
+    assert (result.trials, result.failed, result.best) == (0, 3, None)
+
+
+def test_many_failures_in_a_row_stop_the_search_and_say_why():
+    problem, calls = failing(every=1)
+    study = open_study(None, "test", make_sampler("random", problem, trials=100, seed=0))
+    with pytest.raises(SearchFailed, match=r"10 trials in a row failed.*out of memory"):
+        search(problem, study, trials=100)
+    assert len(calls) == 10
+
+
+def test_a_known_policy_is_told_from_memory_and_not_counted():
+    problem, calls = failing(every=10**9)
+    small = Problem(problem.groups[:1], problem.budget.__class__(problem.groups[:1], ()), lambda w: calls.append(1) or 0.5)
+    study = open_study(None, "test", make_sampler("random", small, trials=40, seed=0))
+    small.reward = lambda accuracy, costs, budget: accuracy  # widths differ, so that there is something to repeat
+    result = search(small, study, trials=40)
+    assert result.trials == len(calls) == 40
+    assert len({tuple(t.params.items()) for t in study.trials}) == 40
+    repeated = [trial for trial in study.trials if "repeat" in trial.user_attrs]
+    assert len(repeated) == len(study.trials) - 40 > 0
+
+
+def test_a_finished_trial_outlives_the_process_and_an_interrupted_one_is_set_aside(tmp_path):
+    path = tmp_path / "odd name?#%.db"
+    problem, calls = failing(every=10**9)
+    sampler = make_sampler("random", problem, trials=8, seed=0)
+    study = open_study(open_storage(path), "search", sampler)
+    search(problem, study, trials=4)
+    study.ask()  # killed here
+    again, calls_again = failing(every=10**9)
+    resumed = open_study(open_storage(path), "search", make_sampler("random", again, trials=8, seed=0))
+    result = search(again, resumed, trials=8)
+    assert result.trials == 8
+    assert (len(calls), len(calls_again)) == (4, 4)
+    assert [trial.state for trial in resumed.trials].count(TrialState.PRUNED) == 1
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    database.close()
+
+
+def test_time_and_trials_end_the_search_at_whichever_comes_first():
+    problem = concave(5)[0]
+    study = open_study(None, "test", make_sampler("random", problem, trials=9, seed=0))
+    assert search(problem, study, trials=5, time_limit=3600).trials == 5
+    assert search(problem, study, trials=10**6, time_limit=1e-9).trials == 5  # time adds up over resumes
+
+
+def test_the_trials_hold_what_the_contract_says():
+    problem = concave(3)[0]
+    study = open_study(None, "test", make_sampler("nsga2", problem, trials=3, seed=0))
+    search(problem, study, trials=3)
+    assert isinstance(study, optuna.Study)
+    for trial in study.trials:
+        assert {"widths", "accuracy", "flops", "reward", "seconds"} <= set(trial.user_attrs)
