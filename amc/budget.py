@@ -191,7 +191,7 @@ class Budget:
         return tuple(current)
 
     def _step(self, widths: list[int], index: int) -> bool:
-        """Takes one step up in place if the budget allows it. Costs are monotone: what is refused once stays refused."""
+        """Takes one step up in place if the budget allows it. Costs are monotone: once refused, always refused."""
         before, allowed = widths[index], self.groups[index].widths
         widths[index] = allowed[bisect_right(allowed, before)]
         if self.met(widths):

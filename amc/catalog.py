@@ -71,5 +71,8 @@ REWARDS: dict[str, tuple[str, str]] = {
     "amc_flops": ("-error * log(FLOPs), AMC (He et al. 2018)", "amc.reward:amc_flops"),
     "amc_params": ("-error * log(parameters), AMC (He et al. 2018)", "amc.reward:amc_params"),
     "amc_latency": ("-error * log(latency in us), AMC's form with measured latency", "amc.reward:amc_latency"),
-    "accuracy_latency": ("accuracy * (latency / limit)^-0.07, MnasNet (Tan et al. 2019)", "amc.reward:accuracy_latency"),
+    "accuracy_latency": (
+        "accuracy * (latency / limit)^-0.07, MnasNet (Tan et al. 2019)",
+        "amc.reward:accuracy_latency",
+    ),
 }

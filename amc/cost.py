@@ -1,7 +1,7 @@
 """Costs: what a policy spends, computed from its integer widths.
 
 Every analytic cost follows from the sizes of the sliced tensors, and these are products of axis lengths that are linear
-in the widths. So a predicted cost equals the cost of the slimmed model, exactly, and never decreases when a width grows.
+in the widths. So a predicted cost equals the cost of the slimmed model, exactly, and never falls when a width grows.
 
 - `flops`: multiply-accumulates of convolutions, transposed convolutions and products with a weight matrix at batch 1.
   Products of two activations (attention scores), recurrent cells, normalizations and activations are not counted.

@@ -101,7 +101,9 @@ def train(
         value = loss(output, to_device(labels, device))
         losses.append(value.item())
         if not np.isfinite(losses[-1]):
-            raise Diverged(f"the training loss became {losses[-1]} at step {step + 1} of {steps}; lower the learning rate")
+            raise Diverged(
+                f"the training loss became {losses[-1]} at step {step + 1} of {steps}; lower the learning rate"
+            )
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()

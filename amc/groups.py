@@ -115,7 +115,7 @@ class Structure:
 
     groups: in forward order.
     frozen: what can't be pruned, by name, with the reason.
-    tensors: state-dict name -> TensorInfo, in state-dict order, each storage once (tied weights under their first name).
+    tensors: state-dict name -> TensorInfo, in state-dict order, each storage once (tied weights under the first name).
     positions: state-dict name of a weight -> how often one of its elements is multiplied at batch 1, so that its
         multiply-accumulates are `positions x numel`. Only weights of convolutions, transposed convolutions and
         products with a weight matrix are listed.

@@ -62,7 +62,7 @@ class GroupPolicy(_Strict):
             return self
         if len(self.kept) != self.width or sorted(set(self.kept)) != self.kept or self.kept[-1] >= self.channels:
             raise ValueError(
-                f"`kept` of group {self.name!r} must list {self.width} different channels below {self.channels}, ascending"
+                f"`kept` of group {self.name!r} must list {self.width} channels below {self.channels}, ascending"
             )
         return self
 
@@ -141,6 +141,8 @@ def _explain(error: ValidationError) -> str:
     clauses = []
     for problem in problems[:3]:
         where = ".".join(map(str, problem["loc"]))
-        message = "is not known" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        message = (
+            "is not known" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        )
         clauses.append(f"`{where}` {message}" if where else message)
     return "; ".join(clauses) + (" …" if len(problems) > 3 else "")

@@ -30,6 +30,7 @@ from amc.data import Data
 from amc.errors import DataError, ModelError
 from amc.models import load_model
 from amc.registry import suggest
+from amc.seeding import one_thread
 from amc.weights import load_weights, save_weights
 
 logger = logging.getLogger("amc")
@@ -105,20 +106,10 @@ def _cached(model: nn.Module, path: Path) -> bool:
 
 def _train(model: nn.Module, name: str, data: Data, seed: int, progress: Progress | None) -> None:
     assert data.train is not None
-    with _one_thread():
+    with one_thread():
         finetune.finetune(
             model, data.train, augment=data.augment, seed=seed, progress=progress, **asdict(RECIPES[name])
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _key(name: str, data: Data, seed: int) -> str:

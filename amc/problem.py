@@ -44,8 +44,8 @@ class Problem:
     groups: in forward order; a policy gives each a width out of `group.widths`.
     budget: limits that every proposal keeps; `Budget(groups, ())` limits nothing.
     evaluate: widths by group name -> accuracy, higher is better. It is called once for each different policy. It may
-        raise an `ArithmeticError` for a policy that can't be scored (a diverged fine-tune), and one that it calls NaN or
-        infinite counts as such.
+        raise an `ArithmeticError` for a policy that can't be scored (a diverged fine-tune); NaN and infinity count as
+        such.
     costs: reported with every outcome, by name; those of the budget are added.
     reward: (accuracy, costs, budget) -> the number to maximize; accuracy alone unless given.
 
@@ -97,7 +97,7 @@ class Problem:
     def admit(self, widths: Sequence[float]) -> tuple[int, ...]:
         """The policy that stands for a proposal of widths in the groups' order, whatever they are.
 
-        It is within the budget, and uses it up where the reward counts accuracy alone: unspent budget buys nothing then.
+        It is within the budget, and uses it up where the reward counts accuracy alone: what is unspent buys nothing.
         """
         return self.budget.fill(widths) if self.reward is accuracy_reward else self.budget.project(widths)
 

@@ -19,22 +19,22 @@ MNASNET_EXPONENT = -0.07
 NEEDS_LATENCY = frozenset({"amc_latency", "accuracy_latency"})
 
 
-def accuracy(accuracy: float, costs: Mapping[str, float], budget: Budget) -> float:  # noqa: ARG001
+def accuracy(accuracy: float, costs: Mapping[str, float], budget: Budget) -> float:
     """Accuracy alone."""
     return accuracy
 
 
-def amc_flops(accuracy: float, costs: Mapping[str, float], budget: Budget) -> float:  # noqa: ARG001
+def amc_flops(accuracy: float, costs: Mapping[str, float], budget: Budget) -> float:
     """`-(1 - accuracy) * log(FLOPs)`."""
     return -(1 - accuracy) * math.log(costs["flops"])
 
 
-def amc_params(accuracy: float, costs: Mapping[str, float], budget: Budget) -> float:  # noqa: ARG001
+def amc_params(accuracy: float, costs: Mapping[str, float], budget: Budget) -> float:
     """`-(1 - accuracy) * log(parameters)`."""
     return -(1 - accuracy) * math.log(costs["params"])
 
 
-def amc_latency(accuracy: float, costs: Mapping[str, float], budget: Budget) -> float:  # noqa: ARG001
+def amc_latency(accuracy: float, costs: Mapping[str, float], budget: Budget) -> float:
     """`-(1 - accuracy) * log(latency)`, the latency in microseconds so that the logarithm stays positive."""
     return -(1 - accuracy) * math.log(1e3 * _latency(costs))
 

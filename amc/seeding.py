@@ -1,4 +1,4 @@
-"""Global generators, borrowed and given back.
+"""Global state, borrowed and given back: random generators, and torch's threads.
 
 Stable-Baselines3 and torch draw from the global generators of Python, NumPy and torch. Whoever needs them seeds them
 inside this context, and leaves no trace on its caller's random numbers.
@@ -32,6 +32,20 @@ def seeded(*seed: int | str) -> Iterator[None]:
         torch.set_rng_state(torch_state)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One CPU thread of torch's for the body.
+
+    The sums of a layer depend on how they are shared out over threads, and small networks run faster on one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def derive(*seed: int | str) -> int:

@@ -42,7 +42,7 @@ class Observer:
         self._fixed[:, 2:7] = _log_scaled(self._fixed[:, 2:7])
 
     def observe(self, executed: Sequence[int]) -> np.ndarray:
-        """`(11,)` float32 in [0, 1]: the state before the group `len(executed)` is decided (the last one at the end)."""
+        """`(11,)` float32 in [0, 1]: the state before group `len(executed)` is decided (the last one at the end)."""
         now = min(len(executed), len(self._groups) - 1)
         decided = tuple(executed)
         undecided = self._spent(decided + self._full[len(decided) :])

@@ -17,7 +17,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     ## Action space
 
-    `Box(-1, 1, (1,), float32)`. An action `a` asks for the keep ratio `floor + (1 - floor) * (a + 1) / 2`, where `floor`
+    `Box(-1, 1, (1,), float32)`. An action `a` asks for the keep ratio `floor + (1 - floor) * (a + 1) / 2`; `floor`
     is the smallest keep ratio of the group at hand. It is rounded once to an allowed width and clipped to the
     largest width that still lets the later groups reach the budget, so that no episode ends above it.
 
@@ -68,7 +68,9 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._executed: list[int] = []
         self._lowest_reward = 0.0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode: nothing is decided."""
         super().reset(seed=seed, options=options)
         self._executed = []
@@ -109,7 +111,12 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             info["failed"] = str(error)
             return self._lowest_reward
         self._lowest_reward = min(self._lowest_reward, outcome.reward)
-        info |= {"widths": outcome.widths, "accuracy": outcome.accuracy, "costs": outcome.costs, "reward": outcome.reward}
+        info |= {
+            "widths": outcome.widths,
+            "accuracy": outcome.accuracy,
+            "costs": outcome.costs,
+            "reward": outcome.reward,
+        }
         return float(outcome.reward)
 
 

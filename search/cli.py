@@ -121,7 +121,7 @@ def _listing(title: str, registry: Registry) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program; returns its exit status: 0 done, 2 the input is at fault, 3 stopped by a signal, 1 anything else."""
+    """Runs the program; returns 0 done, 2 the input is at fault, 3 stopped by a signal, 1 anything else."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     if words == ["--version"]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from amc.coupling import trace
+from amc.slim import verify
 from torch import nn
 
 from amc.budget import Budget, parse_budget
 from amc.catalog import MODELS, REWARDS
 from amc.cost import Cost, analytic
-from amc.coupling import trace
 from amc.data import Data, load_data
 from amc.errors import BudgetError, ModelError, UsageError
 from amc.evaluate import Evaluator, Metric, ScoreSettings, in_memory
@@ -28,7 +29,6 @@ from amc.pretrain import RECIPES, pretrained
 from amc.problem import Problem
 from amc.registry import resolve
 from amc.reward import NEEDS_LATENCY
-from amc.slim import verify
 from search.display import Display
 from search.settings import Settings, settings_from
 
@@ -109,7 +109,9 @@ def compose(
     if settings.reward in NEEDS_LATENCY:
         costs["latency"] = _measured_latency(loaded, structure, settings)
     budget = Budget.of(structure.groups, costs, specs)
-    order = rank(loaded.model, structure, settings.importance, batches=calibration(loaded_data, settings), seed=settings.seed)
+    order = rank(
+        loaded.model, structure, settings.importance, batches=calibration(loaded_data, settings), seed=settings.seed
+    )
     augment = augmentations(settings.augment, loaded_data)
     evaluator = Evaluator(
         loaded.model,

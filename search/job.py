@@ -69,7 +69,7 @@ def run(
     quiet: bool = True,
     **settings: Any,
 ) -> Result:
-    """Finds a policy under the budget, slims, fine-tunes, measures and writes a run directory, as the command line does.
+    """Finds a policy under the budget, slims, fine-tunes, measures and writes a run directory, as the commands do.
 
     model, data: what the options take, or a module and data sets of your own. metric: a model's worth, higher is
     better, in place of the accuracy. out: the run directory. settings: any field of `Settings`.

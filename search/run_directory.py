@@ -66,7 +66,9 @@ def check_free(path: Path) -> None:
 def check_resumable(path: Path) -> None:
     """Raises a RunError unless `path` holds a run."""
     if not (path / "settings.json").is_file():
-        raise RunError(f"--out {path} holds no run to go on with (there is no settings.json); leave out --resume to start one")
+        raise RunError(
+            f"--out {path} holds no run to go on with (there is no settings.json); leave out --resume to start one"
+        )
 
 
 @contextmanager

@@ -64,57 +64,88 @@ def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
 class Settings:
     """What shapes a run. Times in seconds."""
 
-    # fmt: off
-    model: str = option("digits_resnet", "model", "built-in name, torchvision:NAME, timm:NAME, hf:DIR, FILE.py:FACTORY or "
-                        "PACKAGE.MODULE:FACTORY", registry=MODELS)
+    model: str = option(
+        "digits_resnet",
+        "model",
+        "built-in name, torchvision:NAME, timm:NAME, hf:DIR, FILE.py:FACTORY or PACKAGE.MODULE:FACTORY",
+        registry=MODELS,
+    )
     weights: str | None = option(None, "model", "state dict: .safetensors, .pt, .pth or .th", metavar="FILE")
-    input_shape: tuple[int, ...] | None = option(None, "model", "shape of an input where there is no data, as in 1 3 32 32",
-                                                 parse=whole(1), nargs="+", metavar="N")
-    data: str = option("digits", "data", "digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, npz:FILE or FILE.py:FACTORY",
-                       registry=DATASETS)
-    mean: tuple[float, ...] | None = option(None, "data", "mean of each image channel, in [0, 1]", parse=float, nargs="+",
-                                            metavar="M")
-    std: tuple[float, ...] | None = option(None, "data", "standard deviation of each image channel", parse=float, nargs="+",
-                                           metavar="S")
-    input_size: tuple[int, ...] | None = option(None, "data", "height and width that images are scaled to", parse=whole(1),
-                                                nargs="+", metavar="PIXELS")
-    budget: tuple[str, ...] = option((), "search", "COST=LIMIT: flops=0.5, params=300k, latency=8ms, size=1MB; repeatable or "
-                                     "comma separated, all hold at once", metavar="COST=LIMIT", repeat=True)
+    input_shape: tuple[int, ...] | None = option(
+        None,
+        "model",
+        "shape of an input where there is no data, as in 1 3 32 32",
+        parse=whole(1),
+        nargs="+",
+        metavar="N",
+    )
+    data: str = option(
+        "digits",
+        "data",
+        "digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, npz:FILE or FILE.py:FACTORY",
+        registry=DATASETS,
+    )
+    mean: tuple[float, ...] | None = option(
+        None, "data", "mean of each image channel, in [0, 1]", parse=float, nargs="+", metavar="M"
+    )
+    std: tuple[float, ...] | None = option(
+        None, "data", "standard deviation of each image channel", parse=float, nargs="+", metavar="S"
+    )
+    input_size: tuple[int, ...] | None = option(
+        None, "data", "height and width that images are scaled to", parse=whole(1), nargs="+", metavar="PIXELS"
+    )
+    budget: tuple[str, ...] = option(
+        (),
+        "search",
+        "COST=LIMIT: flops=0.5, params=300k, latency=8ms, size=1MB; repeatable or comma separated, all hold at once",
+        metavar="COST=LIMIT",
+        repeat=True,
+    )
     strategy: str = option(DEFAULT, "search", "who proposes", choices=STRATEGIES, metavar="NAME")
-    trials: int | None = option(None, "search", f"policies to score (default {DEFAULT_TRIALS})", parse=whole(1), metavar="N",
-                                resume=True)
-    time_limit: float | None = option(None, "search", "search time, as in 90s, 10m, 2h (default 30m)", parse=seconds,
-                                      metavar="TIME", resume=True)
+    trials: int | None = option(
+        None, "search", f"policies to score (default {DEFAULT_TRIALS})", parse=whole(1), metavar="N", resume=True
+    )
+    time_limit: float | None = option(
+        None, "search", "search time, as in 90s, 10m, 2h (default 30m)", parse=seconds, metavar="TIME", resume=True
+    )
     reward: str = option("accuracy", "search", "what is maximized", choices=REWARDS, metavar="NAME")
     seed: int = option(0, "search", "seeds everything", parse=whole(0), metavar="N")
     importance: str = option("l1", "groups", "how channels are ranked", choices=CRITERIA, metavar="NAME")
-    exclude: tuple[str, ...] = option((), "groups", "leave groups out whose name or a member matches", metavar="PATTERN",
-                                      repeat=True)
-    only: tuple[str, ...] = option((), "groups", "prune only groups whose name or a member matches", metavar="PATTERN",
-                                   repeat=True)
+    exclude: tuple[str, ...] = option(
+        (), "groups", "leave groups out whose name or a member matches", metavar="PATTERN", repeat=True
+    )
+    only: tuple[str, ...] = option(
+        (), "groups", "prune only groups whose name or a member matches", metavar="PATTERN", repeat=True
+    )
     round_to: int = option(1, "groups", "widths are multiples of this", parse=whole(1), metavar="N")
     min_keep: float = option(0.0, "groups", "smallest keep ratio of a group", parse=number(0, 1), metavar="RATIO")
-    score_steps: int = option(30, "score", "steps of the quick fine-tune of each candidate; 0 leaves it out", parse=whole(0),
-                              metavar="N")
+    score_steps: int = option(
+        30, "score", "steps of the quick fine-tune of each candidate; 0 leaves it out", parse=whole(0), metavar="N"
+    )
     score_batch: int = option(128, "score", "its batch size", parse=whole(1), metavar="N")
     score_lr: float = option(0.02, "score", "its peak learning rate", parse=number(0, 10), metavar="RATE")
-    score_images: int = option(2000, "score", "images of the search split that are scored; 0 scores all", parse=whole(0),
-                               metavar="N")
-    calibration_images: int = option(512, "score", "training images that recalibrate batch norm and rank channels",
-                                     parse=whole(0), metavar="N")
-    finetune_epochs: int = option(10, "fine-tuning", "of the final model; 0 leaves it out", parse=whole(0), metavar="N",
-                                  resume=True)
+    score_images: int = option(
+        2000, "score", "images of the search split that are scored; 0 scores all", parse=whole(0), metavar="N"
+    )
+    calibration_images: int = option(
+        512, "score", "training images that recalibrate batch norm and rank channels", parse=whole(0), metavar="N"
+    )
+    finetune_epochs: int = option(
+        10, "fine-tuning", "of the final model; 0 leaves it out", parse=whole(0), metavar="N", resume=True
+    )
     finetune_lr: float = option(0.02, "fine-tuning", "its peak learning rate", parse=number(0, 10), metavar="RATE")
     finetune_batch: int = option(128, "fine-tuning", "its batch size", parse=whole(1), metavar="N")
     weight_decay: float = option(1e-4, "fine-tuning", "of both fine-tunings", parse=number(0, 1), metavar="D")
-    augment: str = option("auto", "fine-tuning", "auto (what suits the data), none, crop, flip or crop,flip", metavar="HOW")
-    device: str = option("local", "device", "where latency is measured: local, ssh://USER@HOST:PORT or a table file",
-                         metavar="DEVICE")
+    augment: str = option(
+        "auto", "fine-tuning", "auto (what suits the data), none, crop, flip or crop,flip", metavar="HOW"
+    )
+    device: str = option(
+        "local", "device", "where latency is measured: local, ssh://USER@HOST:PORT or a table file", metavar="DEVICE"
+    )
     latency_batch: int = option(1, "device", "batch size of latency", parse=whole(1), metavar="N")
     latency_threads: int = option(1, "device", "ONNX Runtime threads of latency", parse=whole(1), metavar="N")
     accelerator: str = option("auto", "device", "where torch runs: auto, cpu, cuda, cuda:1 …", metavar="NAME")
     threads: int | None = option(None, "device", "torch's CPU threads", parse=whole(1), metavar="N")
-    # fmt: on
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values."""

@@ -13,7 +13,9 @@ from amc.problem import Problem
 
 
 def group(name: str, channels: int, floor: int = 1, **layer: int) -> Group:
-    return Group(name, channels, tuple(range(floor, channels + 1)), layer=Layer(name, "conv", outputs=channels, **layer))
+    return Group(
+        name, channels, tuple(range(floor, channels + 1)), layer=Layer(name, "conv", outputs=channels, **layer)
+    )
 
 
 def concave(groups: int = 20, *, limit: float = 0.5, seed: int = 0) -> tuple[Problem, float]:

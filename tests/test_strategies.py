@@ -87,7 +87,7 @@ def test_agents_and_evolution_beat_random_search_at_equal_trials_over_five_seeds
 def test_uniform_keeps_the_same_share_everywhere_as_far_as_whole_channels_allow():
     problem, _ = concave(8, limit=0.3)
     ratios = np.array(uniform_policy(problem)) / 64
-    assert np.ptp(ratios) <= 1 / 64 + 1e-9
+    assert np.ptp(ratios) <= 2 / 64 + 1e-9  # rounded down by less than one channel, filled up by at most two
     assert problem.budget.met(uniform_policy(problem))
 
 

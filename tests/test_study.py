@@ -55,7 +55,9 @@ def test_many_failures_in_a_row_stop_the_search_and_say_why():
 
 def test_a_known_policy_is_told_from_memory_and_not_counted():
     problem, calls = failing(every=10**9)
-    small = Problem(problem.groups[:1], problem.budget.__class__(problem.groups[:1], ()), lambda w: calls.append(1) or 0.5)
+    small = Problem(
+        problem.groups[:1], problem.budget.__class__(problem.groups[:1], ()), lambda w: calls.append(1) or 0.5
+    )
     study = open_study(None, "test", make_sampler("random", small, trials=40, seed=0))
     small.reward = lambda accuracy, costs, budget: accuracy  # widths differ, so that there is something to repeat
     result = search(small, study, trials=40)

@@ -22,7 +22,7 @@ from amc.seeding import derive
 TOLD = (TrialState.COMPLETE, TrialState.FAIL)
 
 
-class Exhausted(Exception):  # noqa: N818
+class Exhausted(Exception):
     """The strategy has nothing more to propose."""
 
 

@@ -30,7 +30,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import configure
 
 from amc.problem import Problem
-from amc.seeding import seeded
+from amc.seeding import one_thread, seeded
 from envs.pruning import PruningEnv, action_of
 from search.strategies.base import WidthSampler, told
 
@@ -64,7 +64,7 @@ class BaselineBuffer(ReplayBuffer):
     baseline: float = 0.0
     spread: float = 1.0
 
-    def _normalize_reward(self, reward: np.ndarray, env: Any = None) -> np.ndarray:  # noqa: ARG002
+    def _normalize_reward(self, reward: np.ndarray, env: Any = None) -> np.ndarray:
         return ((reward - self.baseline) / self.spread).astype(np.float32)
 
 
@@ -73,14 +73,14 @@ class Agent(DDPG):
 
     rates: tuple[float, float]
 
-    def _update_learning_rate(self, optimizers: Any) -> None:  # noqa: ARG002
+    def _update_learning_rate(self, optimizers: Any) -> None:
         for optimizer, rate in zip((self.actor.optimizer, self.critic.optimizer), self.rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
 
 class InvertedGradients(torch.nn.Module):
-    """Keeps actions in [-1, 1] without saturating: gradients shrink towards the bound that they push to, and turn beyond.
+    """Keeps actions in [-1, 1] without saturating: gradients shrink towards the bound they push to, and turn beyond.
 
     Hausknecht and Stone, ICLR 2016, section 5.1. A tanh that a few early trials have driven to its end has a gradient
     of zero there, and never comes back.
@@ -115,19 +115,20 @@ class DDPGSampler(WidthSampler):
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """Learns from every finished trial that it has not seen, then walks the environment."""
         ended = told(study)
-        for other in ended:
-            if other.number not in self._learned:
-                self._learn(other)
         rng = np.random.default_rng([self._seed, len(ended)])
-        if len(ended) < self._warmup:
-            return [rng.choice(group.widths) for group in self.problem.groups]
-        self._env.reset()
-        for group in self.problem.groups:
-            self._env.decide(self._act(len(ended), group.floor / group.channels, rng))
+        with one_thread():
+            for other in ended:
+                if other.number not in self._learned:
+                    self._learn(other)
+            self._env.reset()
+            for group in self.problem.groups:
+                self._env.decide(self._act(len(ended), group.floor / group.channels, rng))
         return self._env.executed
 
     def _act(self, episode: int, floor: float, rng: np.random.Generator) -> float:
-        """The actor's action in [-1, 1], with truncated-normal noise on the keep ratio that it means."""
+        """An action in [-1, 1]: random in the warm-up, then the actor's with truncated-normal noise on its ratio."""
+        if episode < self._warmup:
+            return float(rng.uniform(-1, 1))
         action, _ = self._agent.predict(self._env.observation(), deterministic=True)
         scale = 2 * self._sigma(episode) / max(1 - floor, 1e-6)
         return truncated_normal(float(action[0]), scale, rng)
@@ -184,7 +185,9 @@ class DDPGSampler(WidthSampler):
         return agent
 
 
-def truncated_normal(mean: float, sigma: float, rng: np.random.Generator, low: float = -1.0, high: float = 1.0) -> float:
+def truncated_normal(
+    mean: float, sigma: float, rng: np.random.Generator, low: float = -1.0, high: float = 1.0
+) -> float:
     """A draw from a normal distribution cut off at [low, high], by inversion of its distribution function."""
     normal = NormalDist(mean, max(sigma, 1e-9))
     quantile = rng.uniform(normal.cdf(low), normal.cdf(high))

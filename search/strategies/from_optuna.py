@@ -20,7 +20,7 @@ def nsga2(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:
     )
 
 
-def cmaes(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:  # noqa: ARG001
+def cmaes(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:
     """CMA-ES over the widths, starting from the middle of the box."""
     return ProjectedSampler(problem, lambda s: CmaEsSampler(seed=s, warn_independent_sampling=False), seed)
 
@@ -31,6 +31,6 @@ def tpe(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:
     return ProjectedSampler(problem, lambda s: TPESampler(n_startup_trials=startup, seed=s), seed)
 
 
-def random(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:  # noqa: ARG001
+def random(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:
     """Uniformly random widths."""
     return ProjectedSampler(problem, lambda s: RandomSampler(seed=s), seed)

@@ -26,6 +26,6 @@ class UniformSampler(WidthSampler):
         return uniform_policy(self.problem)
 
 
-def make(problem: Problem, *, trials: int, seed: int) -> UniformSampler:  # noqa: ARG001
+def make(problem: Problem, *, trials: int, seed: int) -> UniformSampler:
     """The sampler."""
     return UniformSampler(problem)

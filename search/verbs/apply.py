@@ -52,7 +52,9 @@ def execute(arguments: argparse.Namespace) -> Any:
     groups, costs = found.structure.groups, analytic(found.structure)
     dense = spent(costs, [group.channels for group in groups])
     slim = spent(costs, [len(found.kept[g.name]) if g.name in found.kept else g.channels for g in groups])
-    display.show("\n".join(f"{name}: {slim[name]:,} of {dense[name]:,} ({slim[name] / dense[name]:.3f})" for name in costs))
+    display.show(
+        "\n".join(f"{name}: {slim[name]:,} of {dense[name]:,} ({slim[name] / dense[name]:.3f})" for name in costs)
+    )
     if found.reranked:
         display.show(f"other weights than the policy was found for: channels were ranked again by {policy.importance}")
     display.show(f"{out}/: model.safetensors, model.onnx, policy.json")
