@@ -1,0 +1,252 @@
+"""Finds a model's channel groups: runs it once on channel labels and collects what has to leave together.
+
+The idea of a group is DepGraph's (Fang et al., CVPR 2023); how it is found is not. Instead of rules for pairs of
+layers, exact labels travel through the forward pass (`amc.tracer`), so that concatenations, splits, shuffles, padded
+shortcuts and attention need no rules of their own. What labels can't follow is frozen, with the reason.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+from torch import Tensor, nn
+
+from amc.errors import ModelError, UsageError
+from amc.groups import Frozen, Group, Layer, Slice, Structure, TensorInfo
+from amc.tracer import Axis, Inputs, Record, Tracer, WeightUse
+
+LEAVES = frozenset(("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias"))
+"""Names of parameters that are better known by their module."""
+
+
+def trace(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    exclude: Sequence[str] = (),
+    only: Sequence[str] = (),
+    round_to: int = 1,
+    min_keep: float = 0.0,
+) -> Structure:
+    """The groups of a model, by running it once (evaluation mode, nothing of it is changed).
+
+    inputs: example inputs of batch 1, a tuple or a mapping of keyword arguments.
+    exclude, only: shell patterns on names of groups or members; what they rule out is frozen.
+    round_to: widths are multiples of it (in channels), the full width aside.
+    min_keep: the smallest keep ratio, in [0, 1].
+
+    Raises:
+        ModelError: the model's forward raises, or nothing of it can be pruned.
+        UsageError: a pattern matches nothing, or a number is out of range.
+    """
+    if round_to < 1 or not 0 <= min_keep <= 1:
+        raise UsageError(f"round_to={round_to} must be at least 1 and min_keep={min_keep} in [0, 1]")
+    record = Tracer(model, None).run(inputs)
+    tensors = tensor_infos(model)
+    groups, frozen = collect(record, tensors)
+    groups, frozen = _select(groups, frozen, exclude, only)
+    groups, frozen = _set_widths(groups, frozen, round_to, min_keep)
+    positions = {name: max(1, round(macs / math.prod(tensors[name].shape))) for name, macs in record.macs.items()}
+    return Structure(tuple(groups), tuple(frozen), tensors, {n: positions[n] for n in tensors if n in positions})
+
+
+def tensor_infos(model: nn.Module) -> dict[str, TensorInfo]:
+    """What the model's state dict holds, each tensor once."""
+    infos: dict[str, TensorInfo] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor) or id(tensor) in seen:
+            continue
+        if isinstance(tensor, nn.parameter.UninitializedParameter):
+            raise ModelError(f"`{name}` has no shape yet (a lazy module); run the model once before it is pruned")
+        seen.add(id(tensor))
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        infos[name] = TensorInfo(tuple(tensor.shape), dtype, isinstance(tensor, nn.Parameter))
+    return infos
+
+
+def collect(record: Record, tensors: Mapping[str, TensorInfo]) -> tuple[list[Group], list[Frozen]]:
+    """Groups and frozen layers, in forward order, from the labels of a run.
+
+    A unit is a class of labels. Units are exchangeable, and form a group, if they own equally many positions on the
+    same axes.
+    """
+    axes = list(record.axes.values())
+    find, reasons = record.labels.find, record.labels.roots_frozen()
+    roots = [find(axis.labels) for axis in axes]
+    kind = np.zeros(record.labels.size, np.uint64)
+    for key, classes in zip(_keys(len(axes)), roots, strict=True):
+        unique, counts = np.unique(classes, return_counts=True)
+        kind[unique] += counts.astype(np.uint64) * key
+    stuck = np.zeros(record.labels.size, bool)
+    stuck[list(reasons)] = True
+    groups: list[Group] = []
+    frozen: list[Frozen] = []
+    names: Counter[str] = Counter()
+    done: set[tuple[int, bool]] = set()
+    heads = record.labels.roots_head()
+    for first, classes in zip(axes, roots, strict=True):
+        if first.role != "out" or (first.axis > 1 and first.tensor in record.uses):
+            continue
+        for signature, bound in dict.fromkeys(zip(kind[classes].tolist(), stuck[classes].tolist(), strict=True)):
+            if (signature, bound) in done:
+                continue
+            done.add((signature, bound))
+            members = [(a, r, (kind[r] == signature) & (stuck[r] == bound)) for a, r in zip(axes, roots, strict=True)]
+            members = [(a, r, hit) for a, r, hit in members if hit.any()]
+            units = list(dict.fromkeys(classes[(kind[classes] == signature) & (stuck[classes] == bound)].tolist()))
+            producer = _producer([a for a, _, _ in members], record.uses)
+            name = owner(producer.tensor if producer else first.tensor)
+            if bound:
+                if producer is not None:
+                    frozen.append(Frozen(name, reasons[units[0]]))
+                continue
+            slices = _slices(members, units, record.labels.size)
+            cells, problem = _cells(record, units)
+            if problem or len(units) < 2:
+                if producer is not None:
+                    frozen.append(Frozen(name, problem or "it has one unit only"))
+                continue
+            group = Group(
+                _unique(name, names),
+                len(units),
+                (len(units),),
+                "head" if heads & set(units) else "channel",
+                slices,
+                tuple(dict.fromkeys(f"{owner(a.tensor)}:{a.role}" for a, _, _ in members)),
+                _layer(producer.tensor if producer else first.tensor, record.uses),
+                cells,
+            )
+            groups.append(group)
+    return groups, _unrepeated(frozen)
+
+
+def owner(tensor: str) -> str:
+    """The module that a tensor is known by, or the tensor's own name."""
+    module, _, leaf = tensor.rpartition(".")
+    return module if module and leaf in LEAVES else tensor
+
+
+def _keys(count: int) -> np.ndarray:
+    """A fixed 64-bit key per axis, so that sums of them tell sets of axes apart."""
+    return np.random.default_rng(0).integers(1, 1 << 63, count, dtype=np.uint64)
+
+
+def _producer(axes: Sequence[Axis], uses: Mapping[str, WeightUse]) -> Axis | None:
+    """The first weight whose outputs these are."""
+    for axis in axes:
+        if axis.role == "out" and axis.tensor in uses and uses[axis.tensor].out_axis == axis.axis:
+            return axis
+    return None
+
+
+def _slices(
+    members: Sequence[tuple[Axis, np.ndarray, np.ndarray]], units: Sequence[int], labels: int
+) -> tuple[Slice, ...]:
+    unit_of = np.full(labels, -1)
+    unit_of[units] = np.arange(len(units))
+    return tuple(
+        Slice(axis.tensor, axis.axis, np.flatnonzero(hit), unit_of[classes[hit]], axis.blocks)
+        for axis, classes, hit in members
+    )
+
+
+def _cells(record: Record, units: Sequence[int]) -> tuple[np.ndarray | None, str]:
+    """The cell of each unit, from every axis that is cut into equal blocks; or why they can't be balanced."""
+    row_of = np.full(record.labels.size, -1)
+    row_of[units] = np.arange(len(units))
+    counts = []
+    for labels, blocks in record.balanced:
+        rows = row_of[record.labels.find(labels)].reshape(blocks, -1)
+        if (rows < 0).all():
+            continue
+        table = np.zeros((len(units), blocks), int)
+        for block, row in enumerate(rows):
+            np.add.at(table[:, block], row[row >= 0], 1)
+        if (table != table[:, :1]).any():
+            counts.append(table)
+    if not counts:
+        return None, ""
+    distinct, cells, sizes = np.unique(np.hstack(counts), axis=0, return_inverse=True, return_counts=True)
+    cells = cells.ravel()
+    at = 0
+    for table in counts:
+        total = distinct[:, at : at + table.shape[1]].sum(0)
+        at += table.shape[1]
+        if (total != total[0]).any() or (sizes != sizes[0]).any():
+            return None, "the blocks of a grouped layer can't lose equally many of its channels"
+    if sizes[0] < 2:
+        return None, "each block of a grouped layer has one of its channels"
+    order = np.argsort([np.flatnonzero(cells == c)[0] for c in range(len(distinct))])
+    return np.argsort(order)[cells], ""
+
+
+def _layer(tensor: str, uses: Mapping[str, WeightUse]) -> Layer:
+    use = uses.get(tensor)
+    if use is None:
+        return Layer(owner(tensor))
+    return Layer(owner(tensor), use.kind, use.outputs, use.inputs, use.positions, use.stride, use.kernel)
+
+
+def _unique(name: str, names: Counter[str]) -> str:
+    names[name] += 1
+    return name if names[name] == 1 else f"{name}:{names[name] - 1}"
+
+
+def _unrepeated(frozen: Sequence[Frozen]) -> list[Frozen]:
+    return list({(f.name, f.reason): f for f in frozen}.values())
+
+
+def _select(
+    groups: list[Group], frozen: list[Frozen], exclude: Sequence[str], only: Sequence[str]
+) -> tuple[list[Group], list[Frozen]]:
+    """Freeze the groups that `exclude` matches and those that `only` doesn't."""
+    names = [*(n for g in groups for n in (g.name, *g.members)), *(f.name for f in frozen)]
+    for option, patterns in (("--exclude", exclude), ("--only", only)):
+        for pattern in patterns:
+            if not any(_matches(pattern, name) for name in names):
+                near = difflib.get_close_matches(pattern, [g.name for g in groups], 3, 0.0)
+                raise UsageError(f"`{option} {pattern}` matches no group; the nearest are {', '.join(near)}")
+    kept = []
+    for group in groups:
+        hit = [p for p in exclude if any(_matches(p, n) for n in (group.name, *group.members))]
+        if hit:
+            frozen = [*frozen, Frozen(group.name, f"excluded by --exclude {hit[0]}")]
+        elif only and not any(_matches(p, n) for p in only for n in (group.name, *group.members)):
+            frozen = [*frozen, Frozen(group.name, "not named by --only")]
+        else:
+            kept.append(group)
+    return kept, frozen
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(":in").removesuffix(":out"), pattern)
+
+
+def _set_widths(
+    groups: Sequence[Group], frozen: list[Frozen], round_to: int, min_keep: float
+) -> tuple[list[Group], list[Frozen]]:
+    kept = []
+    for group in groups:
+        step = 1 if group.cells is None else int(group.cells.max()) + 1
+        per_unit = next((len(s.index) // group.channels for s in group.slices), 1)
+        widths = [
+            width
+            for width in range(step, group.channels, step)
+            if width * per_unit % round_to == 0 and width >= min_keep * group.channels
+        ]
+        if widths:
+            kept.append(replace(group, widths=(*widths, group.channels)))
+        else:
+            limits = f"--round-to {round_to} and --min-keep {min_keep:g}"
+            frozen = [*frozen, Frozen(group.name, f"{limits} leave none of its {group.channels} channels to remove")]
+    return kept, frozen
+
+
+__all__ = ["Inputs", "collect", "tensor_infos", "trace"]

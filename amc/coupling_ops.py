@@ -1,0 +1,803 @@
+"""What each low-level operation does to channel labels: one plain dict, operation -> handler.
+
+A handler reads the labels of the arguments and labels the result, `handler(run, args, kwargs, out)`, after the
+operation ran. Pointwise operations (PyTorch tags them) share one handler, products of any kind are "multiply, then
+sum", and what only moves elements moves their labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amc.labels import Factors, Operand, along, stride, support
+
+if TYPE_CHECKING:
+    from amc.tracer import Tracer
+
+Handler = Callable[["Tracer", tuple, dict, Any], None]
+LARGEST = 1 << 22
+"""Labels are spread out over at most so many elements when a view reorders them."""
+
+
+def handler(func: Any) -> Handler | None:
+    """The handler of an operation, or None where there is none."""
+    found = HANDLERS.get(str(func.overloadpacket).removeprefix("aten."))
+    return found or (pointwise if torch.Tag.pointwise in func.tags else None)
+
+
+def keeps_values(func: Any) -> bool:
+    """Whether an operation works element by element, or only shows the same elements in another shape."""
+    return handler(func) in (pointwise, _view, _unsqueeze, _squeeze, _expand, _permute, _transpose, _unchanged)
+
+
+def track_origin(run: Tracer, func: Any, tensors: Sequence[Tensor], out: Any) -> None:
+    """What is made of one weight alone, element for element, counts as that weight when it is multiplied."""
+    if isinstance(out, Tensor) and tensors and keeps_values(func):
+        origins = [run.origin(t) for t in tensors]
+        same = [name for name, t in zip(origins, tensors, strict=True) if t.numel() == max(x.numel() for x in tensors)]
+        if all(origins) and same[0] is not None and not run.name(out):
+            run.set_origin(out, same[0])
+
+
+# -- pointwise ------------------------------------------------------------------------------------------------------
+
+
+def pointwise(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """Labels merge position by position."""
+    operands = [run.operand(t) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    factors = run.labels.combine(operands, out.ndim, f"meets a tensor of fixed size in {run.where()}")
+    run.set(out, factors)
+
+
+def _unchanged(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    run.set(out, run.factors(args[0]))
+
+
+def _copy(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    target, source = args[0], args[1]
+    if not run.factors(target) and target.numel() < target.untyped_storage().nbytes() // target.element_size():
+        run.freeze([source], f"{run.where()} writes them into a part of another tensor")
+    else:
+        pointwise(run, (target, source), {}, out)
+
+
+# -- moving elements ------------------------------------------------------------------------------------------------
+
+
+def _permute(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    run.set(out, [f.transpose([d % f.ndim for d in args[1]]) for f in run.factors(args[0])])
+
+
+def _transpose(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    a, b = (args[1], args[2]) if len(args) > 2 else (0, -1)
+    run.set(out, [f.swapaxes(a, b) for f in run.factors(args[0])] if args[0].ndim > 1 else run.factors(args[0]))
+
+
+def _unsqueeze(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    run.set(out, [f.reshape(_dim_inserted(f.shape, args[1] % out.ndim)) for f in run.factors(args[0])])
+
+
+def _dim_inserted(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], 1, *shape[axis:])
+
+
+def _squeeze(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    _view(run, args, {}, out)
+
+
+def _expand(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    run.set(out, [f.reshape((1,) * (out.ndim - f.ndim) + f.shape) for f in run.factors(args[0])])
+
+
+def _view(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    if not isinstance(out, Tensor):
+        return
+    factors = (reshape(run, f, tuple(args[0].shape), tuple(out.shape)) for f in run.factors(args[0]))
+    run.set(out, [f for f in factors if f is not None])
+
+
+def reshape(run: Tracer, factor: np.ndarray, old: tuple[int, ...], new: tuple[int, ...]) -> np.ndarray | None:
+    """Labels of a view from `old` to `new`.
+
+    Where axes are merged, a joint labelling over several of them must come out rectangular: only the most major of
+    its axes goes on shrinking. In the order of the merge that is the head of (heads, features), and in a channel
+    shuffle the channel of (channels of a group, groups).
+    """
+    spread, target, touched = list(factor.shape), [1] * len(new), []
+    for olds, news in chunks(old, new):
+        varying = support(factor)
+        hit = varying & set(olds)
+        if hit and sum(old[a] > 1 for a in olds) > 1 and len(varying) > 1:
+            major = min(hit) if varying <= set(olds) else max(varying, key=lambda a: stride(factor, a))
+            factor = run.labels.coarsen(factor, varying - {major})
+            spread = [1 if a in varying - {major} and a not in olds else n for a, n in enumerate(spread)]
+            hit = support(factor) & set(olds)
+        if hit:
+            touched += news
+            for a in olds:
+                spread[a] = old[a]
+            for a in news:
+                target[a] = new[a]
+    spread = [max(n, m) if n > 1 else m for n, m in zip(spread, factor.shape, strict=True)]
+    if math.prod(spread) > LARGEST or math.prod(spread) != math.prod(target):
+        run.labels.freeze(factor, f"a view in {run.where()} spreads them over the whole tensor")
+        return None
+    moved = np.broadcast_to(factor, spread).reshape(target)
+    for axis in touched:
+        first = moved.take([0], axis)
+        if moved.shape[axis] > 1 and (moved == first).all():
+            moved = first
+    return moved
+
+
+def chunks(old: tuple[int, ...], new: tuple[int, ...]) -> Iterable[tuple[list[int], list[int]]]:
+    """The finest matching stretches of axes of two shapes of the same size; axes of size 1 are left out."""
+    left, right = [a for a, n in enumerate(old) if n != 1], [a for a, n in enumerate(new) if n != 1]
+    while left and right:
+        olds, news = [left.pop(0)], [right.pop(0)]
+        a, b = old[olds[0]], new[news[0]]
+        while a != b:
+            if a < b:
+                olds.append(left.pop(0))
+                a *= old[olds[-1]]
+            else:
+                news.append(right.pop(0))
+                b *= new[news[-1]]
+        yield olds, news
+
+
+def _slice(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    axis = (args[1] if len(args) > 1 else 0) % args[0].ndim
+    start, stop, step = (*args[2:], *(None,) * (5 - len(args)))[:3]
+    window = slice(start, stop, kwargs.get("step", step) or 1)
+    _window(run, args[0], axis, window, out)
+
+
+def _window(run: Tracer, source: Tensor, axis: int, window: slice, out: Tensor) -> None:
+    kept = []
+    for factor in run.factors(source):
+        if axis in support(factor) and out.shape[axis] != source.shape[axis]:
+            if len(support(factor)) > 1:
+                factor = run.labels.coarsen(factor, [axis])
+            else:
+                factor = factor[tuple(window if a == axis else slice(None) for a in range(factor.ndim))]
+        kept.append(factor)
+    run.set(out, kept)
+
+
+def _split(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """Equal parts must stay equal, so their channels are merged part by part; unequal parts have sizes of their own."""
+    source, at = args[0], 0
+    axis = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % source.ndim
+    for part in out:
+        _window(run, source, axis, slice(at, at + part.shape[axis]), part)
+        at += part.shape[axis]
+    if len({part.shape[axis] for part in out}) == 1:
+        for part in out[1:]:
+            for a, b in zip(run.factors(out[0]), run.factors(part), strict=True):
+                run.labels.unify(a, b)
+
+
+def _select(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    source, axis = args[0], args[1] % args[0].ndim
+    _take_one(run, source, axis, [out])
+
+
+def _unbind(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % args[0].ndim
+    _take_one(run, args[0], axis, out)
+
+
+def _take_one(run: Tracer, source: Tensor, axis: int, outs: Sequence[Tensor]) -> None:
+    reason = f"{run.where()} takes one of them by its position"
+    rest = [run.labels.pin(f, [axis], reason) for f in run.factors(source)]
+    for out in outs:
+        run.set(out, [f.squeeze(axis) for f in rest if f is not None])
+
+
+def _cat(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    parts = [t for t in args[0] if t.ndim == out.ndim]
+    axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.ndim
+    joined, others = [], []
+    labelled = any(axis in support(f) for t in parts for f in run.factors(t))
+    for part in parts:
+        operand = run.operand(part)
+        mine: np.ndarray | None = None
+        rest = []
+        for factor in operand.factors:
+            if axis in support(factor) and len(support(factor)) > 1:
+                factor = run.labels.coarsen(factor, [axis])
+            if support(factor) == {axis}:
+                mine = factor
+            else:
+                rest.append(factor)
+        wide = tuple(w and a != axis for a, w in enumerate(operand.wide))
+        others.append(Operand(tuple(rest), wide))
+        if labelled and mine is None:
+            mine = along(run.labels.fresh(part.shape[axis]), axis, out.ndim)
+            run.labels.freeze(mine, f"{run.where()} joins them with channels of fixed number")
+        joined.append(mine)
+    factors = list(run.labels.combine(others, out.ndim, f"joined with a tensor of fixed size in {run.where()}"))
+    if labelled:
+        factors.append(np.concatenate([j for j in joined if j is not None], axis))
+    run.set(out, factors)
+
+
+def _stack(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.ndim
+    operands = [run.operand(t) for t in args[0]]
+    factors = run.labels.combine(operands, out.ndim - 1, f"stacked with a tensor of fixed size in {run.where()}")
+    run.set(out, [np.expand_dims(f, axis) for f in factors])
+
+
+def _pad(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """Channels that a padded shortcut adds get labels like any others: they are coupled with those they are added to.
+
+    Code that computes the amounts from shapes lets them shrink, equally before and after; where the amounts are fixed,
+    the trial removal fails and freezes these channels alone, not the shortcut's own.
+    """
+    source, amounts = args[0], args[1]
+    by_axis = {source.ndim - 1 - i // 2: amounts[i : i + 2] for i in range(0, len(amounts), 2)}
+    kept = []
+    for factor in run.factors(source):
+        for axis in support(factor) & {a for a, amount in by_axis.items() if any(amount)}:
+            if len(support(factor)) > 1:
+                factor = run.labels.coarsen(factor, [axis])
+                continue
+            before, after = (max(n, 0) for n in by_axis[axis])
+            factor = factor.take(range(max(-by_axis[axis][0], 0), factor.shape[axis] + min(by_axis[axis][1], 0)), axis)
+            extra = run.labels.fresh(before + after)
+            if before == after > 0:  # the code may well compute both from the number that is missing
+                run.record.balanced.append((extra, 2))
+            elif before and after:
+                run.labels.freeze(extra, f"{run.where()} pads by unequal numbers of channels (F.pad)")
+            first, last = np.split(extra, [before])
+            factor = np.concatenate([along(first, axis, factor.ndim), factor, along(last, axis, factor.ndim)], axis)
+        kept.append(factor)
+    run.set(out, kept)
+
+
+def _repeat(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    times = args[1]
+    moved = []
+    for factor in run.factors(args[0]):
+        factor = factor.reshape((1,) * (out.ndim - factor.ndim) + factor.shape)
+        moved.append(np.tile(factor, [t if a in support(factor) else 1 for a, t in enumerate(times)]))
+    run.set(out, moved)
+
+
+def _roll(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    dims = args[2] if len(args) > 2 and args[2] else range(args[0].ndim)
+    _pinned(run, args[0], [d % args[0].ndim for d in dims], out, "shifts them by a fixed number")
+
+
+def _flip(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    factors = run.factors(args[0])
+    dims = tuple(d % args[0].ndim for d in args[1])
+    run.set(out, [np.flip(f, dims) for f in factors])
+
+
+def _pinned(run: Tracer, source: Tensor, axes: Iterable[int], out: Tensor, what: str) -> None:
+    """The operation keeps the shape, and needs `axes` as they are."""
+    rest = [run.labels.pin(f, axes, f"{run.where()} {what}") for f in run.factors(source)]
+    run.set(out, [f for f in rest if f is not None])
+
+
+def _embedding(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    weight = args[0]
+    rest = [run.labels.pin(f, [0], f"{run.where()} looks entries up") for f in run.factors(weight)]
+    run.set(out, [f.reshape((1,) * (out.ndim - 1) + f.shape[1:]) for f in rest if f is not None])
+
+
+def _index(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    source, indices = args[0], list(args[1])
+    axes: list[int] = []
+    at = 0
+    for index in indices:
+        step = index.ndim if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
+        axes += range(at, at + step) if index is not None else []
+        at += step
+    inserted = out.ndim - (source.ndim - len(axes))
+    front = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
+    moved = []
+    for factor in run.factors(source):
+        rest = run.labels.pin(factor, axes, f"{run.where()} picks entries by position")
+        if rest is not None:
+            shape = [n for a, n in enumerate(rest.shape) if a not in axes]
+            moved.append(rest.reshape(shape[:front] + [1] * inserted + shape[front:]))
+    run.set(out, moved)
+
+
+def _index_select(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    _pinned(run, args[0], [args[1] % args[0].ndim], out, "picks entries by position")
+
+
+def _glu(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    source = args[0]
+    axis = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % source.ndim
+    half = source.shape[axis] // 2
+    kept = []
+    for factor in run.factors(source):
+        if axis in support(factor):
+            first, last = np.split(factor, [half], axis)
+            run.labels.unify(first, last)
+            factor = first
+        kept.append(factor)
+    run.set(out, kept)
+
+
+def _channel_shuffle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    source, groups = args
+    shape = (source.shape[0], groups, source.shape[1] // groups, *source.shape[2:])
+    moved = []
+    for factor in run.factors(source):
+        split = reshape(run, factor, tuple(source.shape), shape)
+        if split is not None:
+            merged = reshape(run, split.swapaxes(1, 2), (shape[0], shape[2], shape[1], *shape[3:]), tuple(out.shape))
+            moved += [] if merged is None else [merged]
+    run.set(out, moved)
+
+
+def _pixel_shuffle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """`(C r r, H, W)` to `(C, H r, W r)`: the r x r copies of a channel stay together."""
+    moved = []
+    for factor in run.factors(args[0]):
+        rest = run.labels.pin(factor, {factor.ndim - 2, factor.ndim - 1}, "pixel shuffle over a labelled axis")
+        if rest is not None:
+            channels = rest.reshape(-1, args[1] ** 2)
+            moved.append(along(run.labels.coarsen(channels, [1]).ravel(), factor.ndim - 3, factor.ndim))
+    run.set(out, moved)
+
+
+def _pixel_unshuffle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    moved = []
+    for factor in run.factors(args[0]):
+        rest = run.labels.pin(factor, {factor.ndim - 2, factor.ndim - 1}, "pixel unshuffle over a labelled axis")
+        if rest is not None:
+            moved.append(along(np.repeat(rest.ravel(), args[1] ** 2), factor.ndim - 3, factor.ndim))
+    run.set(out, moved)
+
+
+def _im2col(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    moved = []
+    for factor in run.factors(args[0]):
+        rest = run.labels.pin(factor, {factor.ndim - 2, factor.ndim - 1}, "unfolded over a labelled axis")
+        if rest is not None:
+            moved.append(along(np.repeat(rest.ravel(), math.prod(args[1])), out.ndim - 2, out.ndim))
+    run.set(out, moved)
+
+
+# -- reductions and products ----------------------------------------------------------------------------------------
+
+
+def reduced(run: Tracer, factors: Factors, axes: Iterable[int], *, head: bool = False) -> tuple[Factors, Factors]:
+    """Sum over `axes`: the factors that vary along other axes, and those that the sum takes in."""
+    kept, taken = [], []
+    for factor in factors:
+        hit = support(factor) & set(axes)
+        if not hit:
+            kept.append(factor)
+        elif hit == support(factor):
+            taken.append(factor)
+        else:
+            kept.append(run.labels.coarsen(factor, hit, head=head))
+    return tuple(kept), tuple(taken)
+
+
+def _axes(source: Tensor, args: tuple, kwargs: dict) -> list[int]:
+    dims = args[1] if len(args) > 1 else kwargs.get("dim")
+    if dims is None or isinstance(dims, (torch.dtype, bool)) or (isinstance(dims, (list, tuple)) and not dims):
+        return list(range(source.ndim))
+    return [d % max(source.ndim, 1) for d in ([dims] if isinstance(dims, int) else dims)]
+
+
+def _drop(factors: Factors, axes: Iterable[int], ndim: int) -> list[np.ndarray]:
+    """Leave out reduced axes, unless the result has them still (keepdim)."""
+    return [f if f.ndim == ndim else f.squeeze(tuple(axes)) for f in factors]
+
+
+def _sum(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    axes = _axes(args[0], args, kwargs)
+    kept, _ = reduced(run, run.factors(args[0]), axes)
+    run.set(out, _drop(kept, axes, out.ndim))
+
+
+def _norm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    dims = args[2] if len(args) > 2 else kwargs.get("dim")
+    _sum(run, (args[0], dims), {}, out)
+
+
+def _mean(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    axes = _axes(args[0], args, kwargs)
+    kept, taken = reduced(run, run.factors(args[0]), axes)
+    for result in out if isinstance(out, (tuple, list)) else [out]:
+        run.set(result, _drop(kept, axes, result.ndim))
+        for factor in taken:
+            run.mark_statistic(result, factor)
+
+
+def _extreme(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    axes = _axes(args[0], args, kwargs)
+    kept, taken = reduced(run, run.factors(args[0]), axes)
+    run.labels.freeze(taken, f"{run.where()} compares them with each other")
+    for result in out if isinstance(out, (tuple, list)) else [out]:
+        run.set(result, _drop(kept, axes, result.ndim))
+
+
+def _softmax(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    _pinned(run, args[0], [args[1] % args[0].ndim], out, "compares them with each other")
+
+
+def _cumsum(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    _pinned(run, args[0], [args[1] % args[0].ndim], out, "accumulates over them")
+
+
+def _matmul(run: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Factors:
+    """`(…, m, k) @ (…, k, n)`: multiply as `(…, m, k, n)`, then sum over k."""
+    from amc.tracer import WeightUse
+
+    left, right = run.operand(a), run.operand(b)
+    for tensor, operand, axis in ((a, left, a.ndim - 1), (b, right, b.ndim - 2)):
+        for factor in operand.factors:
+            if support(factor) == {axis} and run.origin(tensor):
+                run.mark_input(factor)
+    attention = run.origin(a) is None and run.origin(b) is None
+    wide_left = Operand(tuple(f[..., None] for f in left.factors), (*left.wide, False))
+    wide_right = Operand(
+        tuple(np.expand_dims(f, -3) for f in right.factors), (*right.wide[:-2], False, *right.wide[-2:])
+    )
+    ndim = out.ndim + 1
+    reason = f"multiplies a tensor of fixed size in {run.where()}"
+    product = run.labels.combine([wide_left, wide_right], ndim, reason, head=attention)
+    kept, _ = reduced(run, product, [ndim - 2], head=attention)
+    weight = run.origin(b) or run.origin(a)
+    if weight is not None:
+        outputs = b.shape[-1] if run.origin(b) else a.shape[-2]
+        out_axis = 1 if run.name(b) else 0
+        use = WeightUse("linear", outputs, a.shape[-1], out.numel() // outputs, out_axis=out_axis)
+        run.count(weight, out.numel() * a.shape[-1], use)
+    return tuple(f.squeeze(-2) for f in kept)
+
+
+def _mm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    run.set(out, _matmul(run, args[0], args[1], out))
+
+
+def _addmm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    factors = _matmul(run, args[1], args[2], out)
+    product = Operand(factors, tuple(n > 1 for n in out.shape))
+    reason = f"meets a tensor of fixed size in {run.where()}"
+    run.set(out, run.labels.combine([product, run.operand(args[0])], out.ndim, reason))
+
+
+def _mv(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    factors = _matmul(run, args[0], args[1][:, None], out[:, None])
+    run.set(out, [f.squeeze(-1) for f in factors])
+
+
+def _convolution(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    x, weight, bias, strides, *_, transposed, _, groups = args
+    ins = groups * weight.shape[1] if not transposed else weight.shape[0]
+    outs = weight.shape[0] if not transposed else groups * weight.shape[1]
+    given = [run.labels.pin(f, range(2, x.ndim), f"{run.where()} slides over them") for f in run.factors(x)]
+    sources = [f.ravel() for f in given if f is not None and support(f) == {1}]
+    source = sources[0] if sources else None
+    result = _weight_labels(run, weight, source, ins, outs, transposed, groups)
+    factors: list[np.ndarray] = [] if result is None else [along(result, 1, out.ndim)]
+    if bias is not None:
+        operands = [_channels(run, bias, out.ndim), Operand(tuple(factors), tuple(n > 1 for n in out.shape))]
+        factors = list(run.labels.combine(operands, out.ndim, f"meets a bias of fixed size in {run.where()}"))
+    run.set(out, factors)
+    _count_convolution(run, x, weight, strides, transposed, groups, ins, outs, out)
+
+
+def _weight_labels(
+    run: Tracer, weight: Tensor, source: np.ndarray | None, ins: int, outs: int, transposed: bool, groups: int
+) -> np.ndarray | None:
+    """Couple a convolution's input with its weight's input axis; the labels of its output channels."""
+    in_axis, out_axis = (0, 1) if transposed else (1, 0)
+    by_axis: dict[int, np.ndarray] = {}
+    for factor in run.factors(weight):
+        rest = run.labels.pin(factor, range(2, weight.ndim), "a kernel's size")
+        if rest is not None:
+            by_axis[min(support(rest))] = rest.ravel()
+            if len(support(rest)) > 1:
+                run.labels.freeze(rest, f"the weight of {run.where()} mixes its axes")
+    reason = f"the other factor of {run.where()} has a fixed size"
+    if groups == 1:
+        incoming = by_axis.get(in_axis)
+        if incoming is not None and source is not None:
+            run.labels.unify(incoming, source)
+        else:
+            run.labels.freeze([x for x in (incoming, source) if x is not None], reason)
+        if incoming is not None:
+            run.mark_input(incoming)
+        return by_axis.get(out_axis)
+    if ins == groups:
+        return _depthwise(run, weight, source, by_axis, ins, outs, transposed)
+    name = run.name(weight)
+    rows = by_axis.get(0)
+    blocked = run.record.axes.get((name or "", 1))
+    columns = source if not transposed else run.labels.fresh(outs)
+    if name is None or rows is None or blocked is None or columns is None or source is None:
+        run.labels.freeze([x for x in (source, *by_axis.values()) if x is not None], reason)
+        return None if transposed else rows
+    if blocked.blocks == 1:
+        blocked.labels, blocked.blocks, blocked.role = columns, groups, "out" if transposed else "in"
+    else:
+        run.labels.unify(blocked.labels, columns)
+    if transposed:
+        run.labels.unify(rows, source)
+        run.mark_input(rows)
+    run.record.balanced += [(rows, groups), (columns, groups)]
+    return rows if not transposed else columns
+
+
+def _depthwise(
+    run: Tracer,
+    weight: Tensor,
+    source: np.ndarray | None,
+    by_axis: dict[int, np.ndarray],
+    ins: int,
+    outs: int,
+    transposed: bool,
+) -> np.ndarray | None:
+    """Each input channel makes `outs / ins` output channels: they leave together."""
+    rows = by_axis.get(0)
+    reason = f"the other factor of {run.where()} has a fixed size"
+    if rows is None or source is None:
+        run.labels.freeze([x for x in (rows, source, *by_axis.values()) if x is not None], reason)
+        return None
+    for axis, labels in by_axis.items():
+        if axis:
+            run.labels.freeze(labels, "a depthwise convolution's multiplier")
+    if transposed:
+        run.labels.unify(rows, source)
+        return np.repeat(rows, outs // ins)
+    run.labels.unify(rows, np.repeat(source, outs // ins))
+    del weight
+    return rows
+
+
+def _count_convolution(
+    run: Tracer,
+    x: Tensor,
+    weight: Tensor,
+    strides: Sequence[int],
+    transposed: bool,
+    groups: int,
+    ins: int,
+    outs: int,
+    out: Tensor,
+) -> None:
+    from amc.tracer import WeightUse
+
+    origin = run.origin(weight)
+    if origin is not None:
+        positions = out.shape[0] * math.prod((x if transposed else out).shape[2:])
+        kind = "depthwise" if groups == ins > 1 else "conv"
+        use = WeightUse(kind, outs, ins, math.prod(out.shape[2:]), strides[0], weight.shape[-1], int(transposed))
+        run.count(origin, positions * weight.numel(), use)
+
+
+def _channels(run: Tracer, vector: Tensor | None, ndim: int, axis: int = 1) -> Operand:
+    """A vector of one entry per channel as an operand on `axis`."""
+    if vector is None:
+        return Operand((), (False,) * ndim)
+    factors = tuple(along(f.ravel(), axis, ndim) for f in run.factors(vector))
+    return Operand(factors, tuple(a == axis and vector.numel() > 1 for a in range(ndim)))
+
+
+# -- normalization --------------------------------------------------------------------------------------------------
+
+
+def _batch_norm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    x = args[0]
+    operands = [run.operand(x), *(_channels(run, t, x.ndim) for t in args[1:5] if isinstance(t, Tensor))]
+    run.set(out[0], run.labels.combine(operands, x.ndim, f"meets a norm of fixed size in {run.where()}"))
+
+
+def _weight_norm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    factors = run.labels.combine([run.operand(t) for t in args[:2]], args[0].ndim, "weight norm over a fixed size")
+    run.set(out[0], factors)
+    origin = run.origin(args[0])
+    if origin is not None:
+        run.set_origin(out[0], origin)
+
+
+def _layer_norm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """Channels may leave a layer norm: its statistics are then those of the channels that are left."""
+    x, shape, weights = args[0], args[1], [t for t in args[2:4] if isinstance(t, Tensor)]
+    axes = set(range(x.ndim - len(shape), x.ndim))
+    partial = [f for f in run.factors(x) if support(f) & axes and not support(f) <= axes]
+    for factor in partial:
+        run.labels.coarsen(factor, support(factor) & axes)
+    factors = list(run.factors(x))
+    if not weights:
+        rest = [run.labels.pin(f, axes, f"{run.where()} fixes its normalized_shape and has no weight") for f in factors]
+        factors = [f for f in rest if f is not None]
+    whole = Operand(tuple(factors), tuple(n > 1 for n in x.shape))
+    reason = f"meets a norm of fixed size in {run.where()}"
+    result = run.labels.combine([whole, *(run.operand(t) for t in weights)], x.ndim, reason)
+    run.set(out[0] if isinstance(out, (tuple, list)) else out, result)
+
+
+def _group_norm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    x, weight, bias, *_, groups, _ = args
+    operands = [run.operand(x), _channels(run, weight, x.ndim), _channels(run, bias, x.ndim)]
+    factors = run.labels.combine(operands, x.ndim, f"meets a norm of fixed size in {run.where()}")
+    for factor in factors:
+        if support(factor) != {1} or weight is None:
+            run.labels.freeze(factor, f"{run.where()} fixes its num_channels and has no weight")
+        elif 1 < groups < x.shape[1]:
+            run.record.balanced.append((factor.ravel(), groups))
+    run.set(out[0], factors)
+
+
+def _spatial(dims: int) -> Handler:
+    """Pooling and resampling over the last `dims` axes."""
+
+    def handle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+        source = args[0]
+        for result in out if isinstance(out, (tuple, list)) else [out]:
+            if result.ndim == source.ndim:
+                last = range(source.ndim - dims, source.ndim)
+                _pinned(run, source, last, result, "pools or resamples over them")
+
+    return handle
+
+
+def _ignored(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """Reads a value or makes a tensor of its own: no labels."""
+
+
+# -- statistics over the channels that are left ---------------------------------------------------------------------
+
+
+def _kept(run: Tracer, x: Tensor, axes: Iterable[int]) -> Tensor | None:
+    """1 for entries that stay, 0 for removed channels that a statistic over `axes` would take in."""
+    mask: np.ndarray | None = None
+    for factor in run.factors(x):
+        if support(factor) and support(factor) <= set(axes):
+            gone = run.gone(factor)
+            mask = gone if mask is None else mask | gone
+    if mask is None or not mask.any():
+        return None
+    return torch.from_numpy(np.ascontiguousarray(~mask)).to(x.device, x.dtype)
+
+
+def _masked_moments(x: Tensor, keep: Tensor, axes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance and number of the kept entries."""
+    keep = keep.expand_as(x)
+    number = keep.sum(axes, keepdim=True)
+    mean = (x * keep).sum(axes, keepdim=True) / number
+    return mean, (((x - mean) ** 2) * keep).sum(axes, keepdim=True) / number, number
+
+
+def _masked_mean(run: Tracer, args: tuple, kwargs: dict) -> Any:
+    axes = _axes(args[0], args, kwargs)
+    keep = _kept(run, args[0], axes)
+    if keep is None:
+        return None
+    mean = _masked_moments(args[0], keep, axes)[0]
+    return mean if (args[2] if len(args) > 2 else kwargs.get("keepdim", False)) else mean.squeeze(axes)
+
+
+def _masked_var(run: Tracer, args: tuple, kwargs: dict) -> Any:
+    axes = _axes(args[0], args, kwargs)
+    keep = _kept(run, args[0], axes)
+    if keep is None:
+        return None
+    _, variance, number = _masked_moments(args[0], keep, axes)
+    correction = kwargs.get("correction", 1)
+    variance = variance * number / (number - (1 if correction is None else correction))
+    return variance if kwargs.get("keepdim", False) else variance.squeeze(axes)
+
+
+def _masked_std(run: Tracer, args: tuple, kwargs: dict) -> Any:
+    variance = _masked_var(run, args, kwargs)
+    return None if variance is None else variance.sqrt()
+
+
+def _masked_layer_norm(run: Tracer, args: tuple, kwargs: dict) -> Any:
+    x, shape, weight, bias, eps = args
+    axes = list(range(x.ndim - len(shape), x.ndim))
+    keep = _kept(run, x, axes)
+    if keep is None:
+        return None
+    mean, variance, _ = _masked_moments(x, keep, axes)
+    scale = (variance + eps).rsqrt()
+    out = (x - mean) * scale
+    out = out * weight if weight is not None else out
+    return (out + bias if bias is not None else out), mean, scale
+
+
+def _masked_group_norm(run: Tracer, args: tuple, kwargs: dict) -> Any:
+    x, weight, bias, *_, groups, eps = args
+    keep = _kept(run, x, range(1, x.ndim))
+    if keep is None:
+        return None
+    view = (x.shape[0], groups, -1, *x.shape[2:])
+    split = x.reshape(view)
+    mask = keep.expand(1, x.shape[1], *(1,) * (x.ndim - 2)).reshape(1, groups, -1, *(1,) * (x.ndim - 2))
+    mean, variance, _ = _masked_moments(split, mask, list(range(2, split.ndim)))
+    scale = (variance + eps).rsqrt()
+    out = ((split - mean) * scale).reshape(x.shape)
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    out = out * weight.reshape(shape) if weight is not None else out
+    return (out + bias.reshape(shape) if bias is not None else out), mean, scale
+
+
+MASKED: dict[str, Callable[[Any, tuple, dict], Any]] = {
+    "aten.mean": _masked_mean,
+    "aten.var": _masked_var,
+    "aten.std": _masked_std,
+    "aten.native_layer_norm": _masked_layer_norm,
+    "aten.native_group_norm": _masked_group_norm,
+}
+
+
+def _table(*entries: tuple[Handler, str]) -> dict[str, Handler]:
+    return {name: handle for handle, names in entries for name in names.split()}
+
+
+HANDLERS: dict[str, Handler] = _table(
+    (pointwise, "hardswish hardswish_ hardsigmoid hardtanh hardtanh_ _prelu_kernel lerp where masked_fill clamp mish"),
+    (_weight_norm, "_weight_norm_interface"),
+    (pointwise, "leaky_relu leaky_relu_ softplus elu elu_ silu_ rrelu_with_noise"),
+    (_unchanged, "clone detach alias _to_copy contiguous lift_fresh lift_fresh_copy positive dropout native_dropout_"),
+    (_unchanged, "zeros_like ones_like full_like empty_like rand_like randn_like fill_ zero_ fill bernoulli"),
+    (_copy, "copy_ copy"),
+    (_permute, "permute"),
+    (_transpose, "t transpose numpy_T"),
+    (_unsqueeze, "unsqueeze"),
+    (_squeeze, "squeeze"),
+    (_expand, "expand"),
+    (_view, "view _unsafe_view reshape _reshape_alias view_copy"),
+    (_slice, "slice"),
+    (_split, "split split_with_sizes split_with_sizes_copy"),
+    (_select, "select"),
+    (_unbind, "unbind"),
+    (_cat, "cat"),
+    (_stack, "stack"),
+    (_pad, "constant_pad_nd"),
+    (_repeat, "repeat"),
+    (_roll, "roll"),
+    (_flip, "flip"),
+    (_embedding, "embedding"),
+    (_index, "index"),
+    (_index_select, "index_select"),
+    (_glu, "glu"),
+    (_channel_shuffle, "channel_shuffle native_channel_shuffle"),
+    (_pixel_shuffle, "pixel_shuffle"),
+    (_pixel_unshuffle, "pixel_unshuffle"),
+    (_im2col, "im2col"),
+    (_sum, "sum"),
+    (_norm, "linalg_vector_norm norm"),
+    (_mean, "mean var std var_mean std_mean"),
+    (_extreme, "amax amin max min argmax argmin any all prod logsumexp median"),
+    (_softmax, "_softmax _log_softmax _safe_softmax"),
+    (_cumsum, "cumsum cumprod sort topk"),
+    (_mm, "mm bmm"),
+    (_addmm, "addmm baddbmm"),
+    (_mv, "mv"),
+    (_convolution, "convolution"),
+    (_batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm"),
+    (_layer_norm, "native_layer_norm"),
+    (_group_norm, "native_group_norm"),
+    (_spatial(1), "avg_pool1d max_pool1d adaptive_avg_pool1d upsample_linear1d upsample_nearest1d _upsample_nearest1d"),
+    (_spatial(1), "reflection_pad1d replication_pad1d"),
+    (_spatial(2), "avg_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d"),
+    (_spatial(2), "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d"),
+    (_spatial(2), "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d replication_pad2d"),
+    (_spatial(2), "grid_sampler_2d"),
+    (_spatial(3), "avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_max_pool3d upsample_nearest3d"),
+    (_spatial(3), "upsample_trilinear3d reflection_pad3d replication_pad3d"),
+    (_ignored, "sym_size sym_stride _local_scalar_dense is_same_size new_zeros new_empty new_ones new_full equal"),
+)

@@ -1,0 +1,290 @@
+"""Slimming: the same model with fewer channels, and the proof that it is.
+
+`slim` slices each tensor once and deep-copies the model round the slices, so that only what stays is allocated, and
+tied weights, hooks, buffers, dtypes, devices and modes come out as they were. The result is made of the model's own
+modules.
+
+`verify` tries the removal before anyone relies on it (DESIGN 8). Two removals are tried, the smallest step and a random
+half of every group. For each, the slim model must run, and agree with the dense model in which the removed channels are
+zero and left out of statistics that span channels.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc import attributes
+from amc.errors import ModelError
+from amc.groups import Frozen, Group, Slice, Structure
+from amc.tracer import Inputs, Tracer, call, describe, evaluating, flatten
+
+Kept = Mapping[str, np.ndarray]
+"""Group name -> `(width,)` the units that stay. A group that is not named stays whole."""
+
+TOLERANCE = 1e-5
+"""How far the slim model's outputs may be from the masked dense model's, relative to the largest of them."""
+
+_plans: weakref.WeakKeyDictionary[Structure, dict[str, list[tuple[Group, Slice]]]] = weakref.WeakKeyDictionary()
+
+
+def slim(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
+    """A new model that keeps the given units of each group; the given model is untouched.
+
+    Raises:
+        ModelError: the model holds something that can't be copied.
+    """
+    state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    stays = _stays(structure, kept)
+    memo: dict[int, object] = {}
+    changed: set[str] = set()
+    for name, cuts in _plan(structure).items():
+        cuts = [(group, cut) for group, cut in cuts if group.name in stays]
+        if cuts:
+            changed.add(name)
+            memo[id(state[name])] = _like(state[name], _sliced(state[name], cuts, stays))
+    touched = [name for name, tensor in state.items() if id(tensor) in memo]
+    result = _copied(model, memo)
+    for module in {name.rpartition(".")[0] for name in touched}:
+        attributes.update(result.get_submodule(module))
+    for group in structure.groups:
+        if group.kind == "head" and group.name in stays:
+            _update_heads(result, group, int(stays[group.name].sum()))
+    return result
+
+
+def masked(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
+    """A copy of the dense model in which everything that `slim` would remove is zero."""
+    state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    stays = _stays(structure, kept)
+    memo: dict[int, object] = {}
+    for name, cuts in _plan(structure).items():
+        cuts = [(group, cut) for group, cut in cuts if group.name in stays]
+        if cuts:
+            tensor = state[name].detach().clone()
+            for group, cut in cuts:
+                _zero(tensor, cut, cut.index[~stays[group.name][cut.unit]])
+            memo[id(state[name])] = _like(state[name], tensor)
+    return _copied(model, memo)
+
+
+def verify(model: nn.Module, inputs: Inputs, structure: Structure) -> Structure:
+    """The structure without the groups that can't be slimmed as predicted; those are frozen, with what went wrong.
+
+    All groups are tried at once, and apart only if that fails.
+    """
+    generator = np.random.default_rng(0)
+    good = list(structure.groups)
+    frozen = list(structure.frozen)
+    for choose in (smallest_step, lambda group: random_half(group, generator)):
+        kept = {group.name: choose(group) for group in good}
+        bad = _failing(model, inputs, structure, good, kept)
+        frozen += [Frozen(name, reason) for name, reason in bad.items()]
+        good = [group for group in good if group.name not in bad]
+    return replace(structure, groups=tuple(good), frozen=tuple(frozen))
+
+
+def smallest_step(group: Group) -> np.ndarray:
+    """All units but the last of each cell."""
+    cells = _cells(group)
+    last = [np.flatnonzero(cells == cell)[-1] for cell in np.unique(cells)]
+    return np.setdiff1d(np.arange(group.channels), last)
+
+
+def random_half(group: Group, generator: np.random.Generator) -> np.ndarray:
+    """A random half of each cell, at least one unit of it."""
+    cells = _cells(group)
+    chosen = []
+    for cell in np.unique(cells):
+        units = np.flatnonzero(cells == cell)
+        chosen.append(generator.permutation(units)[: max(1, len(units) // 2)])
+    return np.sort(np.concatenate(chosen))
+
+
+def difference(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kept) -> float:
+    """How far the slim model is from the masked dense one: the largest difference over the largest output.
+
+    Raises:
+        ModelError: the slim model fails, or its outputs have other shapes.
+    """
+    with evaluating(model):
+        removed = {key: mask for key, mask in _removed(structure, kept).items() if mask.any()}
+        expected = list(flatten(Tracer(masked(model, structure, kept), removed).run(inputs).output))
+        small = slim(model, structure, kept)
+        with evaluating(small):
+            actual = list(flatten(_run(small, inputs)))
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in actual]:
+        raise ModelError("the slim model's outputs have other shapes than the dense model's")
+    worst = 0.0
+    for a, b in zip(expected, actual, strict=True):
+        if a.numel():
+            scale = a.double().abs().nan_to_num(0.0, 0.0, 0.0).max().clamp_min(1e-12)
+            error = (a.double() - b.double()).abs()
+            error[(a == b) | (a.isnan() & b.isnan())] = 0.0
+            worst = max(worst, float(error.nan_to_num(float("inf")).max() / scale))
+    return worst
+
+
+def _failing(
+    model: nn.Module, inputs: Inputs, structure: Structure, groups: Sequence[Group], kept: Kept
+) -> dict[str, str]:
+    """The groups that fail, by bisection, and why."""
+    if not groups:
+        return {}
+    try:
+        error = difference(model, inputs, structure, {group.name: kept[group.name] for group in groups})
+        reason = "" if error <= TOLERANCE else f"slimmed, the model's output is wrong (by {error:.1e} of its range)"
+    except ModelError as problem:
+        reason = str(problem)
+    if not reason:
+        return {}
+    if len(groups) == 1:
+        return {groups[0].name: reason}
+    half = len(groups) // 2
+    bad = _failing(model, inputs, structure, groups[:half], kept)
+    bad |= _failing(model, inputs, structure, groups[half:], kept)
+    if not bad:  # each half works without the other: none of them is safe beside the rest
+        return {group.name: f"together with other groups: {reason}" for group in groups}
+    rest = [group for group in groups if group.name not in bad]
+    return bad | (_failing(model, inputs, structure, rest, kept) if len(rest) > half else {})
+
+
+def _run(model: nn.Module, inputs: Inputs) -> object:
+    running: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(_push(running, name), prepend=True))
+        handles.append(module.register_forward_hook(_pop(running)))
+    try:
+        return call(model, inputs)
+    except Exception as error:
+        where = f"`{running[-1]}`" if running and running[-1] else "its forward"
+        raise ModelError(f"slimmed, the model fails in {where}: {describe(error)}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _push(running: list[str], name: str) -> Callable[..., None]:
+    def enter(*_: object) -> None:
+        running.append(name)
+
+    return enter
+
+
+def _pop(running: list[str]) -> Callable[..., None]:
+    def leave(*_: object) -> None:
+        running.pop()
+
+    return leave
+
+
+def _cells(group: Group) -> np.ndarray:
+    return np.zeros(group.channels, int) if group.cells is None else group.cells
+
+
+def _plan(structure: Structure) -> dict[str, list[tuple[Group, Slice]]]:
+    """Tensor -> the slices on it. Kept per structure: the search slims thousands of times."""
+    if structure not in _plans:
+        plan: dict[str, list[tuple[Group, Slice]]] = {}
+        for group in structure.groups:
+            for cut in group.slices:
+                plan.setdefault(cut.tensor, []).append((group, cut))
+        _plans[structure] = plan
+    return _plans[structure]
+
+
+def _stays(structure: Structure, kept: Kept) -> dict[str, np.ndarray]:
+    """Mask of the units that stay, of each group that loses any."""
+    stays = {}
+    for group in structure.groups:
+        units = kept.get(group.name)
+        if units is not None and len(units) < group.channels:
+            stays[group.name] = np.zeros(group.channels, bool)
+            stays[group.name][np.asarray(units)] = True
+    return stays
+
+
+def _removed(structure: Structure, kept: Kept) -> dict[tuple[str, int], np.ndarray]:
+    stays = _stays(structure, kept)
+    removed: dict[tuple[str, int], np.ndarray] = {}
+    for group in structure.groups:
+        if group.name in stays:
+            for cut in group.slices:
+                shape = structure.tensors[cut.tensor].shape
+                mask = removed.setdefault((cut.tensor, cut.axis), np.zeros(shape[cut.axis] * cut.blocks, bool))
+                mask[cut.index[~stays[group.name][cut.unit]]] = True
+    return removed
+
+
+def _sliced(tensor: Tensor, cuts: Sequence[tuple[Group, Slice]], stays: Mapping[str, np.ndarray]) -> Tensor:
+    masks: dict[tuple[int, int], np.ndarray] = {}
+    for group, cut in cuts:
+        key = (cut.axis, cut.blocks)
+        if key not in masks:
+            masks[key] = np.ones(tensor.shape[cut.axis] * cut.blocks, bool)
+        masks[key][cut.index] &= stays[group.name][cut.unit]
+    result = tensor.detach()
+    rows: np.ndarray | None = None
+    for (axis, blocks), mask in sorted(masks.items()):
+        if blocks > 1:
+            return _sliced_by_block(result, tensor.shape[0], rows, mask.reshape(blocks, -1), axis)
+        index = np.flatnonzero(mask)
+        rows = mask if axis == 0 else rows
+        result = result.index_select(axis, torch.from_numpy(index).to(tensor.device))
+    return result
+
+
+def _sliced_by_block(tensor: Tensor, height: int, rows: np.ndarray | None, columns: np.ndarray, axis: int) -> Tensor:
+    """Of a grouped convolution's weight: the rows of each block (already cut) keep the columns of that block."""
+    blocks = len(columns)
+    block_of = np.arange(height) // (height // blocks)
+    block_of = block_of if rows is None else block_of[rows]
+    parts = []
+    for block in range(blocks):
+        part = tensor[torch.from_numpy(block_of == block).to(tensor.device)]
+        parts.append(part.index_select(axis, torch.from_numpy(np.flatnonzero(columns[block])).to(tensor.device)))
+    return torch.cat(parts)
+
+
+def _zero(tensor: Tensor, cut: Slice, index: np.ndarray) -> None:
+    """Set positions of an axis to zero."""
+    if cut.blocks == 1:
+        tensor.index_fill_(cut.axis, torch.from_numpy(index).to(tensor.device), 0)
+        return
+    height, width = tensor.shape[0] // cut.blocks, tensor.shape[cut.axis]
+    for position in index.tolist():
+        block, column = divmod(position, width)
+        tensor[block * height : (block + 1) * height].select(cut.axis, column).zero_()
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    """A parameter or buffer in the place of another."""
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(new, requires_grad=old.requires_grad)
+    return new
+
+
+def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            f"the model can't be copied: {describe(error)}; remove what it keeps beside parameters and buffers"
+        ) from error
+
+
+def _update_heads(model: nn.Module, group: Group, kept: int) -> None:
+    """Tell the modules round an attention's projections how many heads there are."""
+    producer = next((c for c in group.slices if c.tensor.startswith(group.layer.name)), group.slices[0])
+    features = len(producer.index) // group.channels
+    holders = {cut.tensor.rpartition(".")[0].rpartition(".")[0] for cut in group.slices}
+    holders |= {cut.tensor.rpartition(".")[0] for cut in group.slices}
+    for name in holders:
+        attributes.update_heads(model.get_submodule(name), group.channels, kept, features)

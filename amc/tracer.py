@@ -1,0 +1,312 @@
+"""Runs a model once and keeps the channel labels of every tensor it makes.
+
+A `TorchDispatchMode` sees each low-level operation after PyTorch took apart the composite ones, so a handler for some
+eighty operations covers what users write, whatever modules they write it in. The handlers are one plain dict in
+`amc.coupling_ops`; an operation without one freezes the labels that reach it, so that an unknown operation costs
+prunable channels, never a wrong coupling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from amc import coupling_ops
+from amc.errors import ModelError
+from amc.labels import Factors, Labels, Operand, along, support
+
+Inputs = tuple[Any, ...] | Mapping[str, Any]
+"""Example inputs of batch 1: positional (a tuple) or by keyword (a mapping)."""
+
+OUTPUT = "its channels are the model's output"
+
+
+@dataclass
+class Axis:
+    """The labels of one axis of a parameter or buffer; `role` is `in` where a product sums over it, else `out`."""
+
+    tensor: str
+    axis: int
+    labels: np.ndarray
+    role: str = "out"
+    blocks: int = 1
+
+
+@dataclass
+class WeightUse:
+    """What a convolution or a product with a matrix does with its weight."""
+
+    kind: str
+    outputs: int
+    inputs: int
+    positions: int
+    stride: int = 1
+    kernel: int = 1
+    out_axis: int = 0
+
+
+@dataclass
+class Record:
+    """What a run leaves behind.
+
+    balanced: `(labels, blocks)`; each of `blocks` equal stretches of the labels must lose equally many.
+    macs: multiply-accumulates of each weight.
+    """
+
+    labels: Labels = field(default_factory=Labels)
+    axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
+    balanced: list[tuple[np.ndarray, int]] = field(default_factory=list)
+    macs: dict[str, int] = field(default_factory=dict)
+    uses: dict[str, WeightUse] = field(default_factory=dict)
+    output: Any = None
+
+
+def flatten(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, mappings and dataclasses (caches and other objects are not looked into)."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from flatten(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from flatten(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for entry in dataclasses.fields(value):
+            yield from flatten(getattr(value, entry.name))
+
+
+def state_names(model: nn.Module) -> dict[int, str]:
+    """id of each parameter and persistent buffer -> its first state-dict name."""
+    names: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            names.setdefault(id(tensor), name)
+    return names
+
+
+class Tracer(TorchDispatchMode):
+    """Labels every tensor of one forward run.
+
+    removed: `(tensor, axis)` -> mask of the positions to leave out of statistics that span channels. With it the run
+        computes what a slim model should: a layer norm over the channels that are left.
+    """
+
+    def __init__(self, model: nn.Module, removed: Mapping[tuple[str, int], np.ndarray] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.record = Record()
+        self.labels = self.record.labels
+        self.removed = removed
+        self.stack: list[str] = []
+        self._names = state_names(model)
+        self._factors = WeakTensorKeyDictionary()
+        self._origin = WeakTensorKeyDictionary()
+        self._statistic = WeakTensorKeyDictionary()
+        self._gone = np.zeros(0, bool)
+        self._owner: dict[int, Axis] = {}
+
+    # -- what handlers read and write -------------------------------------------------------------------------------
+
+    def factors(self, tensor: Any) -> Factors:
+        """The labels of a tensor; a parameter or buffer that is met for the first time gets fresh ones."""
+        if not isinstance(tensor, Tensor):
+            return ()
+        known = self._factors.get(tensor)
+        if known is None:
+            name = self._names.get(id(tensor))
+            known = () if name is None else self._meet_parameter(name, tensor)
+            if name is not None:
+                self._factors[tensor] = known
+        return known
+
+    def set(self, tensor: Tensor, factors: Sequence[np.ndarray]) -> None:
+        """Label a result."""
+        self._factors[tensor] = tuple(f for f in factors if support(f))
+
+    def operand(self, tensor: Tensor) -> Operand:
+        """A tensor as an operand of a pointwise operation."""
+        wide = tuple(size > 1 and step != 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        return Operand(self.factors(tensor), wide)
+
+    def name(self, tensor: Any) -> str | None:
+        """The state-dict name of a parameter or persistent buffer."""
+        return self._names.get(id(tensor)) if isinstance(tensor, Tensor) else None
+
+    def origin(self, tensor: Any) -> str | None:
+        """The weight that a tensor is a view, a copy or a rescaling of."""
+        return self.name(tensor) or (self._origin.get(tensor) if isinstance(tensor, Tensor) else None)
+
+    def set_origin(self, tensor: Tensor, name: str) -> None:
+        """Note that a tensor was made of the weight `name` alone."""
+        self._origin[tensor] = name
+
+    def mark_statistic(self, tensor: Tensor, labels: np.ndarray) -> None:
+        """`tensor` is a statistic over these channels, good for normalizing them and for nothing else."""
+        self._statistic[tensor] = [*self._statistic.get(tensor, []), labels]
+
+    def mark_input(self, factor: np.ndarray) -> None:
+        """A product sums over this axis of a weight."""
+        owner = self._owner.get(int(factor.ravel()[0]))
+        if owner is not None:
+            owner.role = "in"
+
+    def freeze(self, tensors: Sequence[Any], reason: str) -> None:
+        """Every label of these tensors must stay."""
+        for tensor in tensors:
+            self.labels.freeze(self.factors(tensor), reason)
+
+    def where(self) -> str:
+        """The module that runs now, for messages."""
+        name = self.stack[-1] if self.stack else ""
+        return f"`{name}`" if name else "the model's forward"
+
+    def gone(self, labels: np.ndarray) -> np.ndarray:
+        """Which of these labels are removed in this run."""
+        if len(self._gone) < self.labels.size:
+            self._gone = np.concatenate([self._gone, np.zeros(self.labels.size - len(self._gone), bool)])
+        return self._gone[labels]
+
+    def count(self, weight: str, macs: int, use: WeightUse) -> None:
+        """Add a product's multiply-accumulates to its weight's."""
+        self.record.macs[weight] = self.record.macs.get(weight, 0) + macs
+        self.record.uses.setdefault(weight, use)
+
+    # -- the run ----------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Run an operation and label its result."""
+        kwargs = kwargs or {}
+        packet = str(func.overloadpacket)
+        masked = coupling_ops.MASKED.get(packet) if self.removed is not None else None
+        out = masked(self, args, kwargs) if masked else None
+        out = func(*args, **kwargs) if out is None else out
+        tensors = list(_arguments(args, kwargs))
+        if not any(self.factors(t) or t in self._statistic for t in tensors):
+            coupling_ops.track_origin(self, func, tensors, out)
+            return out
+        handler = coupling_ops.handler(func)
+        self._pass_statistics(func, tensors, out)
+        if handler is None:
+            self.freeze(tensors, f"{packet.removeprefix('aten.')} in {self.where()} is not understood")
+        else:
+            handler(self, args, kwargs, out)
+        coupling_ops.track_origin(self, func, tensors, out)
+        return out
+
+    def _pass_statistics(self, func: Any, tensors: Sequence[Tensor], out: Any) -> None:
+        marks = [m for t in tensors for m in self._statistic.get(t, [])]
+        if not marks:
+            return
+        labelled = [f for t in tensors if t not in self._statistic for f in self.factors(t)]
+        if coupling_ops.keeps_values(func) and isinstance(out, Tensor):
+            if not labelled:
+                self._statistic[out] = marks
+                return
+            classes = np.unique(np.concatenate([self.labels.find(f).ravel() for f in labelled]))
+            if all(np.isin(self.labels.find(m), classes).all() for m in marks):
+                return  # the statistic has come back to its channels: a normalization
+        for mark in marks:
+            self.labels.freeze(mark, f"{self.where()} uses a mean over them, which changes with their number")
+
+    def _meet_parameter(self, name: str, tensor: Tensor) -> Factors:
+        factors = []
+        for axis, size in enumerate(tensor.shape):
+            if size > 1:
+                labels = self.labels.fresh(size)
+                self.record.axes[name, axis] = self._owner[int(labels[0])] = Axis(name, axis, labels)
+                factors.append(along(labels, axis, tensor.ndim))
+                mask = self.removed.get((name, axis)) if self.removed is not None else None
+                if mask is not None and len(mask) == size:
+                    self.gone(labels)
+                    self._gone[labels] = mask
+        return tuple(factors)
+
+    def run(self, inputs: Inputs) -> Record:
+        """One forward pass in evaluation mode, without gradients; the model is left as it was.
+
+        Raises:
+            ModelError: the forward raises; it names the innermost module that was running.
+        """
+        handles = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise ModelError(f"`{name}` is a TorchScript module, which can't be traced; give the Python module")
+            handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
+            handles.append(module.register_forward_hook(self._leave))
+        try:
+            with evaluating(self.model), self:
+                self.record.output = call(self.model, inputs)
+        except Exception as error:
+            raise ModelError(
+                f"the model's forward fails in {self.where()}: {describe(error)}; check that the model runs on inputs "
+                f"of the shape given ({', '.join(str(tuple(t.shape)) for t in flatten(inputs))})"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        for tensor in flatten(self.record.output):
+            self.freeze([tensor], OUTPUT)
+            for mark in self._statistic.get(tensor, []):
+                self.labels.freeze(mark, "the model returns a mean over them")
+        return self.record
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, _: Any) -> None:
+            self.stack.append(name)
+            if isinstance(module, nn.MultiheadAttention):
+                reason = f"nn.MultiheadAttention (`{name}`) ties its projections' widths to its embed_dim"
+                self.freeze(list(module.parameters()), reason)
+
+        return enter
+
+    def _leave(self, *_: Any) -> None:
+        self.stack.pop()
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The model's output for positional or keyword inputs."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+
+
+def describe(error: BaseException) -> str:
+    """The first line of an error."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, fused attention or random state left behind; restores each module's mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        torch.manual_seed(0)
+        torch.backends.mha.set_fastpath_enabled(False)
+        model.eval()
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for module, training in modes:
+                module.training = training
+
+
+def _arguments(args: tuple, kwargs: dict) -> Iterator[Tensor]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (item for item in value if isinstance(item, Tensor))
