@@ -29,12 +29,17 @@ VERBS: dict[str, tuple[str, str]] = {
     "search": ("find a policy under the budget, slim, fine-tune, measure (the default verb)", "search.verbs.search"),
     "apply": ("apply a saved policy to a model", "search.verbs.apply"),
     "groups": ("what can be pruned, what is frozen and why, and the range of each budget", "search.verbs.groups"),
+    "sensitivity": (
+        "accuracy of each group alone at several widths, as a table and a figure",
+        "search.verbs.sensitivity",
+    ),
 }
 
 EXAMPLES = {
     "search": "amc search --model resnet20 --weights resnet20.pt --data imagefolder:cifar --budget flops=0.5",
     "apply": "amc apply runs/x/policy.json --model resnet20 --weights resnet20.pt --out slim",
     "groups": "amc groups --model resnet56 --input-shape 1 3 32 32",
+    "sensitivity": "amc sensitivity --model resnet20 --weights resnet20.pt --data imagefolder:cifar --out sensitivity",
 }
 
 log = logging.getLogger("amc")

@@ -87,18 +87,20 @@ def compose(
     data: Any = None,
     metric: Metric | None = None,
     dense_weights: Path | None = None,
+    budget_required: bool = True,
     display: Display | None = None,
 ) -> Setup:
     """Builds everything from the settings; nothing is written.
 
     model, data: objects in place of what the settings name. dense_weights: of a run that is gone on with.
+    budget_required: False where nothing is searched.
 
     Raises:
         AmcError: whatever in the settings can't be used.
     """
     display = display or Display(quiet=True)
     specs = parse_budget(settings.budget) if settings.budget else ()
-    if not specs:
+    if budget_required and not specs:
         raise BudgetError("--budget is required: say what the model must fit, as in --budget flops=0.5")
     if settings.threads:
         torch.set_num_threads(settings.threads)
