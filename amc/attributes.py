@@ -110,14 +110,12 @@ def update(module: nn.Module) -> None:
             return
 
 
-def update_heads(module: nn.Module, dense: int, kept: int, features: int) -> None:
+def update_heads(module: nn.Module, dense: int, kept: int, widths: set[int]) -> None:
     """Make an attention module agree with its `kept` of `dense` units.
 
-    features: channels of one unit on the query's weight. Key and value heads shrink by the same ratio as the queries'.
+    widths: of the projections, in the dense model. Key and value heads shrink by the same ratio as the queries'.
     """
-    for name, value in vars(module).items():
-        if type(value) is not int:
-            continue
-        step = dense if name in HEADS | KEY_HEADS else dense * features if name in INNER else 0
-        if step and value % step == 0:
+    for name, value in list(vars(module).items()):
+        heads = name in HEADS | KEY_HEADS and type(value) is int and value % dense == 0
+        if heads or (name in INNER and value in widths):
             setattr(module, name, value // dense * kept)

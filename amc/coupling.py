@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from amc.errors import ModelError, UsageError
 from amc.groups import Frozen, Group, Layer, Slice, Structure, TensorInfo
-from amc.tracer import Axis, Inputs, Record, Tracer, WeightUse
+from amc.record import Axis, Record, WeightUse
+from amc.tracer import Inputs, Tracer
 
 LEAVES = frozenset(("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias"))
 """Names of parameters that are better known by their module."""
@@ -102,16 +103,21 @@ def collect(record: Record, tensors: Mapping[str, TensorInfo]) -> tuple[list[Gro
             members = [(a, r, hit) for a, r, hit in members if hit.any()]
             units = list(dict.fromkeys(classes[(kind[classes] == signature) & (stuck[classes] == bound)].tolist()))
             producer = _producer([a for a, _, _ in members], record.uses)
-            name = owner(producer.tensor if producer else first.tensor)
+            if producer is None:  # positions, tokens, kernels: nothing makes them, so they are no channels
+                continue
+            name = owner(producer.tensor)
             if bound:
-                if producer is not None:
-                    frozen.append(Frozen(name, reasons[units[0]]))
+                frozen.append(Frozen(name, reasons[units[0]]))
                 continue
             slices = _slices(members, units, record.labels.size)
             cells, problem = _cells(record, units)
-            if problem or len(units) < 2:
-                if producer is not None:
-                    frozen.append(Frozen(name, problem or "it has one unit only"))
+            if len(units) < 2 and not problem:
+                made = next(s for s in slices if (s.tensor, s.axis) == (producer.tensor, producer.axis))
+                if len(made.index) < 2:
+                    continue
+                problem = "its channels can only leave all at once"
+            if problem:
+                frozen.append(Frozen(name, problem))
                 continue
             group = Group(
                 _unique(name, names),
@@ -120,7 +126,7 @@ def collect(record: Record, tensors: Mapping[str, TensorInfo]) -> tuple[list[Gro
                 "head" if heads & set(units) else "channel",
                 slices,
                 tuple(dict.fromkeys(f"{owner(a.tensor)}:{a.role}" for a, _, _ in members)),
-                _layer(producer.tensor if producer else first.tensor, record.uses),
+                _layer(producer.tensor, record.uses),
                 cells,
             )
             groups.append(group)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from amc.labels import Factors, Operand, along, stride, support
+from amc.record import WeightUse
 
 if TYPE_CHECKING:
     from amc.tracer import Tracer
@@ -201,6 +202,15 @@ def _take_one(run: Tracer, source: Tensor, axis: int, outs: Sequence[Tensor]) ->
         run.set(out, [f.squeeze(axis) for f in rest if f is not None])
 
 
+def _restride(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """`as_strided_` only changes the memory layout where pooling calls it."""
+    factors = run.factors(args[0])
+    if all(f.ndim == out.ndim and all(n in (1, m) for n, m in zip(f.shape, out.shape, strict=True)) for f in factors):
+        run.set(out, factors)
+    else:
+        run.freeze([args[0]], f"{run.where()} reads memory by strides")
+
+
 def _cat(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     parts = [t for t in args[0] if t.ndim == out.ndim]
     axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.ndim
@@ -290,8 +300,10 @@ def _pinned(run: Tracer, source: Tensor, axes: Iterable[int], out: Tensor, what:
 
 
 def _embedding(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-    weight = args[0]
+    weight, origin = args[0], run.origin(args[0])
     rest = [run.labels.pin(f, [0], f"{run.where()} looks entries up") for f in run.factors(weight)]
+    if origin is not None:
+        run.use(origin, WeightUse("other", weight.shape[1], weight.shape[0], math.prod(out.shape[:-1]), out_axis=1))
     run.set(out, [f.reshape((1,) * (out.ndim - 1) + f.shape[1:]) for f in rest if f is not None])
 
 
@@ -364,6 +376,17 @@ def _pixel_unshuffle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     run.set(out, moved)
 
 
+def _col2im(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """`(C k k, L)` to `(C, H, W)`: the k x k copies of a channel stay together."""
+    moved = []
+    for factor in run.factors(args[0]):
+        rest = run.labels.pin(factor, {factor.ndim - 1}, "folded over a labelled axis")
+        if rest is not None:
+            channels = rest.reshape(-1, math.prod(args[2]))
+            moved.append(along(run.labels.coarsen(channels, [1]).ravel(), out.ndim - 3, out.ndim))
+    run.set(out, moved)
+
+
 def _im2col(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     moved = []
     for factor in run.factors(args[0]):
@@ -376,7 +399,7 @@ def _im2col(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 # -- reductions and products ----------------------------------------------------------------------------------------
 
 
-def reduced(run: Tracer, factors: Factors, axes: Iterable[int], *, head: bool = False) -> tuple[Factors, Factors]:
+def reduced(run: Tracer, factors: Factors, axes: Iterable[int]) -> tuple[Factors, Factors]:
     """Sum over `axes`: the factors that vary along other axes, and those that the sum takes in."""
     kept, taken = [], []
     for factor in factors:
@@ -386,7 +409,7 @@ def reduced(run: Tracer, factors: Factors, axes: Iterable[int], *, head: bool = 
         elif hit == support(factor):
             taken.append(factor)
         else:
-            kept.append(run.labels.coarsen(factor, hit, head=head))
+            kept.append(run.labels.coarsen(factor, hit))
     return tuple(kept), tuple(taken)
 
 
@@ -440,8 +463,6 @@ def _cumsum(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 
 def _matmul(run: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Factors:
     """`(…, m, k) @ (…, k, n)`: multiply as `(…, m, k, n)`, then sum over k."""
-    from amc.tracer import WeightUse
-
     left, right = run.operand(a), run.operand(b)
     for tensor, operand, axis in ((a, left, a.ndim - 1), (b, right, b.ndim - 2)):
         for factor in operand.factors:
@@ -454,8 +475,16 @@ def _matmul(run: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Factors:
     )
     ndim = out.ndim + 1
     reason = f"multiplies a tensor of fixed size in {run.where()}"
-    product = run.labels.combine([wide_left, wide_right], ndim, reason, head=attention)
-    kept, _ = reduced(run, product, [ndim - 2], head=attention)
+    product = run.labels.combine([wide_left, wide_right], ndim, reason)
+    kept, _ = reduced(run, product, [ndim - 2])
+    if attention:
+        for factor in kept:
+            if max(support(factor)) < ndim - 3:
+                run.labels.mark_heads(factor)
+    else:  # the positions of a weight are a constant of the structure
+        rows = set(range(ndim - 2)) if run.origin(b) else {ndim - 1}
+        rest = [run.labels.pin(f, rows, f"{run.where()} takes them for positions, not for channels") for f in kept]
+        kept = tuple(f for f in rest if f is not None)
     weight = run.origin(b) or run.origin(a)
     if weight is not None:
         outputs = b.shape[-1] if run.origin(b) else a.shape[-2]
@@ -485,7 +514,8 @@ def _convolution(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     x, weight, bias, strides, *_, transposed, _, groups = args
     ins = groups * weight.shape[1] if not transposed else weight.shape[0]
     outs = weight.shape[0] if not transposed else groups * weight.shape[1]
-    given = [run.labels.pin(f, range(2, x.ndim), f"{run.where()} slides over them") for f in run.factors(x)]
+    others = [axis for axis in range(x.ndim) if axis != 1]
+    given = [run.labels.pin(f, others, f"{run.where()} slides over them") for f in run.factors(x)]
     sources = [f.ravel() for f in given if f is not None and support(f) == {1}]
     source = sources[0] if sources else None
     result = _weight_labels(run, weight, source, ins, outs, transposed, groups)
@@ -576,8 +606,6 @@ def _count_convolution(
     outs: int,
     out: Tensor,
 ) -> None:
-    from amc.tracer import WeightUse
-
     origin = run.origin(weight)
     if origin is not None:
         positions = out.shape[0] * math.prod((x if transposed else out).shape[2:])
@@ -734,11 +762,26 @@ def _masked_group_norm(run: Tracer, args: tuple, kwargs: dict) -> Any:
     return (out + bias.reshape(shape) if bias is not None else out), mean, scale
 
 
+def _masked_batch_norm(run: Tracer, args: tuple, kwargs: dict) -> Any:
+    """Only where statistics come from the input itself and labels lie on other axes: weight standardization."""
+    x, weight, bias, mean, _, training, _, eps = args
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    keep = _kept(run, x, axes) if training or mean is None else None
+    if keep is None:
+        return None
+    mean, variance, _ = _masked_moments(x, keep, axes)
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    out = (x - mean) * (variance + eps).rsqrt()
+    out = out * weight.reshape(shape) if weight is not None else out
+    return (out + bias.reshape(shape) if bias is not None else out), mean, variance
+
+
 MASKED: dict[str, Callable[[Any, tuple, dict], Any]] = {
     "aten.mean": _masked_mean,
     "aten.var": _masked_var,
     "aten.std": _masked_std,
     "aten.native_layer_norm": _masked_layer_norm,
+    "aten.native_batch_norm": _masked_batch_norm,
     "aten.native_group_norm": _masked_group_norm,
 }
 
@@ -778,6 +821,8 @@ HANDLERS: dict[str, Handler] = _table(
     (_pixel_shuffle, "pixel_shuffle"),
     (_pixel_unshuffle, "pixel_unshuffle"),
     (_im2col, "im2col"),
+    (_col2im, "col2im"),
+    (_restride, "as_strided_"),
     (_sum, "sum"),
     (_norm, "linalg_vector_norm norm"),
     (_mean, "mean var std var_mean std_mean"),

@@ -97,15 +97,17 @@ class Labels:
         for part in [labels] if isinstance(labels, np.ndarray) else labels:
             self._frozen.append((np.unique(part), reason))
 
-    def coarsen(self, factor: np.ndarray, axes: Iterable[int], *, head: bool = False) -> np.ndarray:
+    def coarsen(self, factor: np.ndarray, axes: Iterable[int]) -> np.ndarray:
         """Merge labels along `axes`; the factor that is left varies along the others only."""
         rows = factor
         for axis in axes:
             rows = rows.take([0], axis)
         self.unify(factor, rows)
-        if head:
-            self._heads.append(np.unique(rows))
         return rows
+
+    def mark_heads(self, labels: np.ndarray) -> None:
+        """These classes are attention heads."""
+        self._heads.append(np.unique(labels))
 
     def pin(self, factor: np.ndarray, axes: Iterable[int], reason: str) -> np.ndarray | None:
         """`axes` can't shrink: what is left of the factor, or None once its labels are frozen."""
@@ -117,7 +119,7 @@ class Labels:
             return None
         return self.coarsen(factor, hit)
 
-    def combine(self, operands: Sequence[Operand], ndim: int, reason: str, *, head: bool = False) -> Factors:
+    def combine(self, operands: Sequence[Operand], ndim: int, reason: str) -> Factors:
         """The labels of a pointwise operation's result; `reason` is why a label is frozen if it has no partner."""
         lifted = [operand.lifted(ndim) for operand in operands]
         covered = [frozenset[int]().union(*map(support, o.factors)) for o in lifted]
@@ -133,10 +135,10 @@ class Labels:
                 }
                 rest = self.pin(factor, bare, reason)
                 if rest is not None:
-                    merged = self._meet(merged, rest, reason, head)
+                    merged = self._meet(merged, rest, reason)
         return tuple(merged)
 
-    def _meet(self, factors: list[np.ndarray], new: np.ndarray, reason: str, head: bool) -> list[np.ndarray]:
+    def _meet(self, factors: list[np.ndarray], new: np.ndarray, reason: str) -> list[np.ndarray]:
         """Add a factor to those of a tensor, merging it with every factor that varies along one of its axes."""
         apart = []
         for old in factors:
@@ -150,11 +152,11 @@ class Labels:
                 few, many = (old, new) if common == support(old) else (new, old)
                 extra = support(many) - common
                 if max(stride(many, a) for a in extra) <= min(stride(many, a) for a in common):
-                    new = self.coarsen(many, extra, head=head)  # a scale per head meets a head's features
+                    new = self.coarsen(many, extra)  # a scale per head meets a head's features
                     self.unify(new, few)
                 else:
                     self.freeze(few, f"it is shared by several heads ({reason})")
-                    new = self.coarsen(many, common, head=head)
+                    new = self.coarsen(many, common)
             else:
                 apart.append(self.coarsen(old, common))
                 new = self.coarsen(new, common)

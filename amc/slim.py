@@ -55,7 +55,7 @@ def slim(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
         attributes.update(result.get_submodule(module))
     for group in structure.groups:
         if group.kind == "head" and group.name in stays:
-            _update_heads(result, group, int(stays[group.name].sum()))
+            _update_heads(result, structure, group, int(stays[group.name].sum()))
     return result
 
 
@@ -280,11 +280,11 @@ def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
         ) from error
 
 
-def _update_heads(model: nn.Module, group: Group, kept: int) -> None:
+def _update_heads(model: nn.Module, structure: Structure, group: Group, kept: int) -> None:
     """Tell the modules round an attention's projections how many heads there are."""
-    producer = next((c for c in group.slices if c.tensor.startswith(group.layer.name)), group.slices[0])
-    features = len(producer.index) // group.channels
-    holders = {cut.tensor.rpartition(".")[0].rpartition(".")[0] for cut in group.slices}
+    projections = [cut for cut in group.slices if cut.tensor in structure.positions]
+    inner = {len(cut.index) for cut in projections}
+    holders = {cut.tensor.rpartition(".")[0].rpartition(".")[0] for cut in projections}
     holders |= {cut.tensor.rpartition(".")[0] for cut in group.slices}
     for name in holders:
-        attributes.update_heads(model.get_submodule(name), group.channels, kept, features)
+        attributes.update_heads(model.get_submodule(name), group.channels, kept, inner)

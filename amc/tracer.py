@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,52 +22,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from amc import coupling_ops
 from amc.errors import ModelError
-from amc.labels import Factors, Labels, Operand, along, support
+from amc.labels import Factors, Operand, along, support
+from amc.record import Axis, Record, WeightUse
 
 Inputs = tuple[Any, ...] | Mapping[str, Any]
 """Example inputs of batch 1: positional (a tuple) or by keyword (a mapping)."""
 
 OUTPUT = "its channels are the model's output"
-
-
-@dataclass
-class Axis:
-    """The labels of one axis of a parameter or buffer; `role` is `in` where a product sums over it, else `out`."""
-
-    tensor: str
-    axis: int
-    labels: np.ndarray
-    role: str = "out"
-    blocks: int = 1
-
-
-@dataclass
-class WeightUse:
-    """What a convolution or a product with a matrix does with its weight."""
-
-    kind: str
-    outputs: int
-    inputs: int
-    positions: int
-    stride: int = 1
-    kernel: int = 1
-    out_axis: int = 0
-
-
-@dataclass
-class Record:
-    """What a run leaves behind.
-
-    balanced: `(labels, blocks)`; each of `blocks` equal stretches of the labels must lose equally many.
-    macs: multiply-accumulates of each weight.
-    """
-
-    labels: Labels = field(default_factory=Labels)
-    axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
-    balanced: list[tuple[np.ndarray, int]] = field(default_factory=list)
-    macs: dict[str, int] = field(default_factory=dict)
-    uses: dict[str, WeightUse] = field(default_factory=dict)
-    output: Any = None
 
 
 def flatten(value: Any) -> Iterator[Tensor]:
@@ -180,6 +140,10 @@ class Tracer(TorchDispatchMode):
     def count(self, weight: str, macs: int, use: WeightUse) -> None:
         """Add a product's multiply-accumulates to its weight's."""
         self.record.macs[weight] = self.record.macs.get(weight, 0) + macs
+        self.use(weight, use)
+
+    def use(self, weight: str, use: WeightUse) -> None:
+        """Note what a weight is first used for."""
         self.record.uses.setdefault(weight, use)
 
     # -- the run ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,50 @@
+"""What one labelled run of a model leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from amc.labels import Labels
+
+
+@dataclass
+class Axis:
+    """The labels of one axis of a parameter or buffer; `role` is `in` where a product sums over it, else `out`."""
+
+    tensor: str
+    axis: int
+    labels: np.ndarray
+    role: str = "out"
+    blocks: int = 1
+
+
+@dataclass
+class WeightUse:
+    """What a convolution, a product with a matrix or an embedding does with its weight."""
+
+    kind: str
+    outputs: int
+    inputs: int
+    positions: int
+    stride: int = 1
+    kernel: int = 1
+    out_axis: int = 0
+
+
+@dataclass
+class Record:
+    """What a run leaves behind.
+
+    balanced: `(labels, blocks)`; each of `blocks` equal stretches of the labels must lose equally many.
+    macs: multiply-accumulates of each weight.
+    """
+
+    labels: Labels = field(default_factory=Labels)
+    axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
+    balanced: list[tuple[np.ndarray, int]] = field(default_factory=list)
+    macs: dict[str, int] = field(default_factory=dict)
+    uses: dict[str, WeightUse] = field(default_factory=dict)
+    output: Any = None
