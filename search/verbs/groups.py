@@ -52,17 +52,17 @@ def parts(found: Overview, *, width: int = WIDTH, members: int | None = SHOWN_ME
         if check.reachable is None:
             yield f"{check.budget}: {check.cost} is measured, so that only a search can tell"
         elif check.reachable:
-            yield f"{check.budget}: can be reached"
+            yield f"{check.budget}: can be reached (the limit is {check.limit:,.10g} of {lowest[check.cost].dense:,})"
         else:
             yield f"{check.budget}: can't be reached; lowest reachable: {_lowest(lowest[check.cost])}"
     if found.estimate:
         estimate = found.estimate
         yield (
-            f"a search would score {estimate.trials} policies in about {_duration(estimate.seconds)} "
-            f"({estimate.seconds_per_trial:.2g} s each on this machine), the final fine-tuning not included"
+            f"search time: about {_duration(estimate.seconds)} ({estimate.trials} policies, "
+            f"{estimate.seconds_per_trial:.2g} s each on this machine), without the final fine-tuning"
         )
     elif found.data is None:
-        yield "how long a search would take is known with --data"
+        yield "search time: give --data to have it estimated"
 
 
 def _table(title: str, width: int) -> Table:
@@ -75,29 +75,34 @@ def _table(title: str, width: int) -> Table:
 
 
 def _groups(found: Overview, width: int, members: int | None) -> Table:
+    from rich.console import Group as Lines
+    from rich.padding import Padding
+    from rich.text import Text
+
     title = (
         f"{len(found.groups)} groups of {sum(group.channels for group in found.groups)} channels; "
         f"{found.prunable:.1%} of the FLOPs can be pruned"
     )
     table = _table(title, width)
-    table.add_column("group", max_width=46, overflow="fold")
+    table.add_column("group and members", ratio=1, overflow="fold")
     table.add_column("kind")
     table.add_column("channels", justify="right")
-    table.add_column("widths", max_width=16)
+    table.add_column("widths", max_width=14)
     table.add_column("FLOPs", justify="right", no_wrap=True)
-    table.add_column("members", ratio=1, overflow="fold")
     for group in found.groups:
         shown = group.members[:members]
         more = len(group.members) - len(shown)
-        listed = ", ".join(shown) + (f" and {more} more" if more else "")
-        row = (group.name, group.kind, f"{group.channels:,}", group.allowed, f"{group.flops_share:.1%}", listed)
-        table.add_row(*row)
+        listed = Text(", ".join(shown) + (f" and {more} more" if more else ""), style="dim")
+        name = Lines(Text(group.name), Padding(listed, (0, 0, 0, 2)))
+        table.add_row(name, group.kind, f"{group.channels:,}", group.allowed, f"{group.flops_share:.1%}")
     table.caption = "FLOPs: the share of the dense model's that goes when this group alone is at its smallest width"
     table.caption_justify = "left"
     return table
 
 
 def _frozen(found: Overview, width: int) -> Table:
+    from rich.text import Text
+
     reasons: dict[str, list[str]] = {}
     for frozen in found.frozen:
         reasons.setdefault(frozen.reason, []).append(frozen.name)
@@ -105,7 +110,7 @@ def _frozen(found: Overview, width: int) -> Table:
     table.add_column("why", ratio=1, overflow="fold")
     table.add_column("what", ratio=1, overflow="fold")
     for reason, names in reasons.items():
-        table.add_row(reason, ", ".join(names))
+        table.add_row(Text(reason), Text(", ".join(names)))  # text, not markup
     return table
 
 

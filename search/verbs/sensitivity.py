@@ -75,6 +75,7 @@ def table(found: Sensitivity) -> Table:
     """Groups by keep ratios; the accuracy of each group alone."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     rows = Table(
         title=f"accuracy of each group alone at a keep ratio; dense {found.dense:.4f}",
@@ -89,5 +90,5 @@ def table(found: Sensitivity) -> Table:
         rows.add_column(f"{ratio:g}", justify="right", no_wrap=True)
     for group in found.groups:
         cells = ["-" if accuracy is None else f"{accuracy:.4f}" for accuracy in group.accuracy]
-        rows.add_row(group.name, str(group.channels), *cells)
+        rows.add_row(Text(group.name), str(group.channels), *cells)
     return rows
