@@ -34,6 +34,9 @@ from search.settings import Settings, settings_from
 
 log = logging.getLogger("amc")
 
+TINY = 4e6
+"""Multiply-accumulates of one image below which a second thread costs more than it brings."""
+
 
 @dataclass(frozen=True, eq=False)
 class Setup:
@@ -102,12 +105,11 @@ def compose(
     specs = parse_budget(settings.budget) if settings.budget else ()
     if budget_required and not specs:
         raise BudgetError("--budget is required: say what the model must fit, as in --budget flops=0.5")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     loaded_data = read_data(settings, data)
     loaded = load_dense(settings, loaded_data, model=model, weights=dense_weights, display=display)
     structure = trace_model(loaded, settings)
     costs: dict[str, Cost] = analytic(structure)
+    set_threads(settings, costs["flops"]([group.channels for group in structure.groups]))
     if settings.reward in NEEDS_LATENCY:
         costs["latency"] = _measured_latency(loaded, structure, settings)
     budget = Budget.of(structure.groups, costs, specs)
@@ -199,6 +201,13 @@ def accelerator(name: str) -> torch.device:
             f"--accelerator {name!r} can't be used here ({str(error).splitlines()[0]}); write auto, cpu or cuda"
         ) from None
     return device
+
+
+def set_threads(settings: Settings, flops: float) -> None:
+    """Torch's CPU threads: as set, else one for a tiny model, which is quicker on one and steadier on a busy machine."""
+    threads = settings.threads or (1 if flops < TINY else None)
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def load_dense(

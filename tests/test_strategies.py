@@ -14,7 +14,7 @@ import torch
 
 from amc.problem import Problem
 from search.strategies import STRATEGIES, make_sampler
-from search.strategies.ddpg import AgentSettings, BaselineBuffer, DDPGSampler, truncated_normal
+from search.strategies.ddpg import BaselineBuffer, DDPGSampler, truncated_normal
 from search.strategies.uniform import uniform_policy
 from search.study import SearchResult, open_study, search
 from tests.synthetic import concave
@@ -111,7 +111,7 @@ def test_ddpg_learns_from_trials_it_did_not_propose_once_each_and_leaves_failed_
     for _ in range(2):
         sampler.propose(study, study.trials[0])
     assert sampler._agent.replay_buffer.size() == 6 * 4
-    assert sampler._agent._n_updates == 6 * AgentSettings().updates
+    assert sampler._agent._n_updates == 6 * sampler.updates
 
 
 def test_the_replay_buffer_holds_executed_actions_and_takes_the_baseline_off_when_sampled():

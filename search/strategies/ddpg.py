@@ -41,7 +41,7 @@ class AgentSettings:
 
     warmup: episodes of uniformly random actions before the actor proposes; None: a quarter of the trials, at most 100.
     sigma, sigma_end: standard deviation of the noise on the keep ratio, at first and at the last trial.
-    updates: gradient steps after each trial, in one call.
+    updates: gradient steps after each trial, in one call; None: twice as many as there are groups, at least 20.
     """
 
     hidden: tuple[int, ...] = (300, 300)
@@ -55,7 +55,7 @@ class AgentSettings:
     sigma: float = 0.5
     sigma_end: float = 0.02
     baseline_decay: float = 0.95
-    updates: int = 20
+    updates: int | None = None
 
 
 class BaselineBuffer(ReplayBuffer):
@@ -107,6 +107,7 @@ class DDPGSampler(WidthSampler):
         self.settings = settings or AgentSettings()
         self._trials, self._seed = trials, seed
         self._warmup = min(max(trials // 4, 1), 100) if self.settings.warmup is None else self.settings.warmup
+        self.updates = self.settings.updates or max(2 * len(problem.groups), 20)
         self._env = PruningEnv(problem)
         self._agent = self._new_agent()
         self._learned: set[int] = set()
@@ -146,7 +147,7 @@ class DDPGSampler(WidthSampler):
         assert trial.value is not None
         self._store([int(trial.params[group.name]) for group in self.problem.groups], trial.value)
         with seeded(self._seed, "train", trial.number):
-            self._agent.train(self.settings.updates, self.settings.batch)
+            self._agent.train(self.updates, self.settings.batch)
 
     def _store(self, widths: Sequence[int], reward: float) -> None:
         """The final reward goes to every step, as in AMC's code; its moving average is the baseline."""
