@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from amc.budget import Budget, LimitSpec, parse_budget
 from amc.cost import Cost, analytic, spent
 from amc.data import Data
@@ -24,7 +22,15 @@ from amc.importance import rank
 from amc.models import Loaded, load_model
 from amc.problem import allowed
 from amc.seeding import seeded
-from search.compose import accelerator, augmentations, is_trained_here, read_data, score_settings, trace_model
+from search.compose import (
+    accelerator,
+    augmentations,
+    is_trained_here,
+    read_data,
+    score_settings,
+    set_threads,
+    trace_model,
+)
 from search.display import Display
 from search.settings import Settings, settings_from
 
@@ -112,8 +118,6 @@ def overview(given: Mapping[str, Any], display: Display | None = None) -> Overvi
     display = display or Display(quiet=True)
     settings = settings_from(given)
     specs = parse_budget(settings.budget) if settings.budget else ()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     data = read_data(settings) if "data" in given or is_trained_here(settings) else None
     loaded = load_model(
         settings.model, weights=settings.weights, data=data, input_shape=settings.input_shape, seed=settings.seed
@@ -123,6 +127,7 @@ def overview(given: Mapping[str, Any], display: Display | None = None) -> Overvi
     with display.bar(f"tracing {loaded.name}"):
         structure = trace_model(loaded, settings)
     costs = analytic(structure)
+    set_threads(settings, costs["flops"]([group.channels for group in structure.groups]))
     checks = limit_checks(structure.groups, costs, specs)
     estimate = None
     if data is not None and all(check.reachable is not False for check in checks):
