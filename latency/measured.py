@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class MeasuredLatency:
         self, model: nn.Module, inputs: Any, structure: Structure, *, batch: int = 1, threads: int = 1
     ) -> None:
         self._model, self._inputs, self._structure = model, inputs, structure
-        self._options = {"batch": batch, "threads": threads}
+        self._measure = partial(measure, seconds=SECONDS, batch=batch, threads=threads)
         self._known: dict[tuple[int, ...], float] = {}
 
     def __call__(self, widths: Widths) -> float:
@@ -47,7 +47,7 @@ class MeasuredLatency:
         key = tuple(int(width) for width in widths)
         if key not in self._known:
             models = {"dense": self._dense, "slim": self._file(key)}
-            self._known[key] = measure(models, seconds=SECONDS, **self._options)["slim"].ratio * self._dense_ms
+            self._known[key] = self._measure(models)["slim"].ratio * self._dense_ms
         return self._known[key]
 
     @cached_property
@@ -56,7 +56,7 @@ class MeasuredLatency:
 
     @cached_property
     def _dense_ms(self) -> float:
-        return measure({"dense": self._dense}, seconds=SECONDS, **self._options)["dense"].median_ms
+        return self._measure({"dense": self._dense})["dense"].median_ms
 
     @cached_property
     def _slicer(self) -> Slicer | None:

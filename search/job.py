@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc.errors import RunError, UsageError
+from amc.data import Split
+from amc.errors import Interrupted, RunError, SearchFailed, UsageError
 from amc.evaluate import Metric
 from amc.export import export_onnx
 from amc.policy import Policy, load_policy
@@ -130,13 +132,17 @@ def run_job(
         dense_weights = None
     setup = compose(settings, model=model, data=data, metric=metric, dense_weights=dense_weights, display=display)
     with owned(path, resume=resume) as directory:
-        _begin(directory, setup, settings)
-        _announce(setup, display)
-        found = _search(directory, setup, display)
-        if found.best is None:
-            raise RunError(f"no trial of the search in {path} succeeded; run.log says why")
-        best, uniform = finish(setup, found.best, display)
-        return _conclude(directory, setup, found, best, uniform, display)
+        try:
+            _begin(directory, setup, settings)
+            _announce(setup, display)
+            found = _search(directory, setup, display)
+            if found.best is None:
+                raise SearchFailed(f"no trial of the search in {path} succeeded; run.log says why")
+            best, uniform = finish(setup, found.best, display)
+            return _conclude(directory, setup, found, best, uniform, display)
+        except KeyboardInterrupt:
+            log.info("stopped by a signal")
+            raise Interrupted(f"stopped; go on by: amc search --out {shlex.quote(str(path))} --resume") from None
 
 
 def _asks_no_more(path: Path, settings: Settings) -> bool:
@@ -160,6 +166,14 @@ def _begin(directory: RunDirectory, setup: Setup, settings: Settings) -> None:
             "accelerator": str(next(setup.loaded.model.parameters()).device),
             "threads": torch.get_num_threads(),
             "augment": list(setup.augment),
+            "train_examples": _length(setup.data.train),
+            "val_examples": _length(setup.data.val),
+            "test_examples": _length(setup.data.test),
+            "groups": [
+                {"name": g.name, "kind": g.kind, "channels": g.channels, "members": list(g.members)}
+                for g in setup.structure.groups
+            ],
+            "frozen": [{"name": frozen.name, "reason": frozen.reason} for frozen in setup.structure.frozen],
         },
         "versions": versions(),
         "machine": {"python": platform.python_version(), "system": platform.platform(), "cpu": platform.processor()},
@@ -169,6 +183,10 @@ def _begin(directory: RunDirectory, setup: Setup, settings: Settings) -> None:
         save_weights(setup.loaded.model, directory / "dense.safetensors")
     if not (directory / "dense.onnx").exists():
         export_onnx(setup.loaded.model, setup.loaded.inputs, directory / "dense.onnx")
+
+
+def _length(split: Split | None) -> int | None:
+    return None if split is None else len(split)
 
 
 def versions() -> dict[str, str]:

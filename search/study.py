@@ -24,7 +24,6 @@ from amc.problem import Outcome, Problem
 from amc.seeding import seeded
 from search.strategies.base import Exhausted, search_space, told
 
-DIRECTION = "maximize"
 MOST_REPEATS = 50
 MOST_FAILURES = 10
 
@@ -79,7 +78,7 @@ def open_study(storage: BaseStorage | None, name: str, sampler: BaseSampler) -> 
     """The study of that name, made if it isn't there."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
-        storage=storage, study_name=name, sampler=sampler, direction=DIRECTION, load_if_exists=True
+        storage=storage, study_name=name, sampler=sampler, direction="maximize", load_if_exists=True
     )
 
 

@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from stable_baselines3 import DDPG
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from amc.problem import Problem
 from amc.seeding import one_thread, seeded
@@ -64,8 +65,9 @@ class BaselineBuffer(ReplayBuffer):
     baseline: float = 0.0
     spread: float = 1.0
 
-    def _normalize_reward(self, reward: np.ndarray, env: Any = None) -> np.ndarray:
-        return ((reward - self.baseline) / self.spread).astype(np.float32)
+    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> ReplayBufferSamples:
+        samples = super()._get_samples(batch_inds, env)
+        return samples._replace(rewards=(samples.rewards - self.baseline) / self.spread)
 
 
 class Agent(DDPG):
