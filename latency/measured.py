@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from amc.slim import slim
 from torch import nn
 
 from amc.cost import Widths
 from amc.errors import ModelError
 from amc.export import export_onnx
 from amc.groups import Structure
+from amc.slim import slim
 from latency.paired import measure
 from latency.slicing import Slicer, first_kept, sliced
 

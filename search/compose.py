@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from amc.coupling import trace
-from amc.slim import verify
 from torch import nn
 
 from amc.budget import Budget, parse_budget
 from amc.catalog import MODELS, REWARDS
 from amc.cost import Cost, analytic
+from amc.coupling import trace
 from amc.data import Data, load_data
 from amc.errors import BudgetError, ModelError, UsageError
 from amc.evaluate import Evaluator, Metric, ScoreSettings, in_memory
@@ -29,6 +28,7 @@ from amc.pretrain import RECIPES, pretrained
 from amc.problem import Problem
 from amc.registry import resolve
 from amc.reward import NEEDS_LATENCY
+from amc.slim import verify
 from search.display import Display
 from search.settings import Settings, settings_from
 
@@ -204,7 +204,7 @@ def accelerator(name: str) -> torch.device:
 
 
 def set_threads(settings: Settings, flops: float) -> None:
-    """Torch's CPU threads: as set, else one for a tiny model, which is quicker on one and steadier on a busy machine."""
+    """Torch's CPU threads: as set, else one for a tiny model, which is quicker so, and steadier on a busy machine."""
     threads = settings.threads or (1 if flops < TINY else None)
     if threads:
         torch.set_num_threads(threads)

@@ -145,7 +145,9 @@ class Settings:
     latency_batch: int = option(1, "device", "batch size of latency", parse=whole(1), metavar="N")
     latency_threads: int = option(1, "device", "ONNX Runtime threads of latency", parse=whole(1), metavar="N")
     accelerator: str = option("auto", "device", "where torch runs: auto, cpu, cuda, cuda:1 …", metavar="NAME")
-    threads: int | None = option(None, "device", "torch's CPU threads (default: all, but one for a tiny model)", parse=whole(1), metavar="N")
+    threads: int | None = option(
+        None, "device", "torch's CPU threads (default: all, but one for a tiny model)", parse=whole(1), metavar="N"
+    )
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values."""
