@@ -36,6 +36,9 @@ INNER = frozenset(
         "value_dim",
         "key_dim",
         "val_dim",
+        "out_dim_projection",
+        "out_dim_keys_values",
+        "out_dim_keys",
     ]
 )
 """Widths of an attention's projections. Updated only where they equal heads times features, or a sum of such."""

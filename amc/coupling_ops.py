@@ -38,12 +38,14 @@ def keeps_values(func: Any) -> bool:
 
 
 def track_origin(run: Tracer, func: Any, tensors: Sequence[Tensor], out: Any) -> None:
-    """What is made of one weight alone, element for element, counts as that weight when it is multiplied."""
-    if isinstance(out, Tensor) and tensors and keeps_values(func):
-        origins = [run.origin(t) for t in tensors]
-        same = [name for name, t in zip(origins, tensors, strict=True) if t.numel() == max(x.numel() for x in tensors)]
-        if all(origins) and same[0] is not None and not run.name(out):
-            run.set_origin(out, same[0])
+    """What is made of weights alone (a view, a standardized weight, its mean) counts as the largest of them."""
+    out = out[0] if isinstance(out, (tuple, list)) and out else out
+    if tensors and isinstance(out, Tensor) and not run.name(out):
+        known = keeps_values(func) or handler(func) in (_sum, _mean, _norm, _batch_norm, _weight_norm)
+        origins = [run.origin(t) for t in tensors] if known else [None]
+        if all(origins):
+            largest = max(range(len(tensors)), key=lambda i: tensors[i].numel())
+            run.set_origin(out, origins[largest] or "")
 
 
 # -- pointwise ------------------------------------------------------------------------------------------------------
@@ -99,8 +101,14 @@ def _expand(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 def _view(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     if not isinstance(out, Tensor):
         return
-    factors = (reshape(run, f, tuple(args[0].shape), tuple(out.shape)) for f in run.factors(args[0]))
-    run.set(out, [f for f in factors if f is not None])
+    kept: list[np.ndarray] = []
+    for factor in run.factors(args[0]):
+        moved = reshape(run, factor, tuple(args[0].shape), tuple(out.shape))
+        if moved is not None and any(support(moved) & support(other) for other in kept):
+            run.labels.freeze(moved, f"a view in {run.where()} merges them with other channels")
+        elif moved is not None:
+            kept.append(moved)
+    run.set(out, kept)
 
 
 def reshape(run: Tracer, factor: np.ndarray, old: tuple[int, ...], new: tuple[int, ...]) -> np.ndarray | None:
@@ -634,9 +642,6 @@ def _batch_norm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 def _weight_norm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     factors = run.labels.combine([run.operand(t) for t in args[:2]], args[0].ndim, "weight norm over a fixed size")
     run.set(out[0], factors)
-    origin = run.origin(args[0])
-    if origin is not None:
-        run.set_origin(out[0], origin)
 
 
 def _layer_norm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:

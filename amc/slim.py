@@ -12,6 +12,7 @@ zero and left out of statistics that span channels.
 from __future__ import annotations
 
 import copy
+import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from amc import attributes
 from amc.errors import ModelError
 from amc.groups import Frozen, Group, Slice, Structure
-from amc.tracer import Inputs, Tracer, call, describe, evaluating, flatten
+from amc.tracer import Inputs, Tracer, call, describe, evaluating, flatten, refreshed
 
 Kept = Mapping[str, np.ndarray]
 """Group name -> `(width,)` the units that stay. A group that is not named stays whole."""
@@ -56,6 +57,7 @@ def slim(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
     for group in structure.groups:
         if group.kind == "head" and group.name in stays:
             _update_heads(result, structure, group, int(stays[group.name].sum()))
+    refreshed(result)
     return result
 
 
@@ -286,5 +288,6 @@ def _update_heads(model: nn.Module, structure: Structure, group: Group, kept: in
     inner = {len(cut.index) for cut in projections}
     holders = {cut.tensor.rpartition(".")[0].rpartition(".")[0] for cut in projections}
     holders |= {cut.tensor.rpartition(".")[0] for cut in group.slices}
+    holders.add(os.path.commonprefix([f"{cut.tensor}." for cut in projections]).rpartition(".")[0])
     for name in holders:
         attributes.update_heads(model.get_submodule(name), group.channels, kept, inner)

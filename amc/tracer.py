@@ -248,6 +248,14 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
+def refreshed(model: nn.Module) -> None:
+    """Make modules forget what they computed from their weights for evaluation, as they do when training begins."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, training in modes:
+        module.training = training
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, fused attention or random state left behind; restores each module's mode."""
@@ -259,11 +267,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         torch.manual_seed(0)
         torch.backends.mha.set_fastpath_enabled(False)
+        model.train()
         model.eval()
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
+            model.train()  # a module that caches in evaluation mode forgets
             for module, training in modes:
                 module.training = training
 
