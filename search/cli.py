@@ -33,6 +33,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "accuracy of each group alone at several widths, as a table and a figure",
         "search.verbs.sensitivity",
     ),
+    "report": ("rebuild the report of a finished run", "search.verbs.report"),
+    "compare": ("several finished runs side by side, with their Pareto front", "search.verbs.compare"),
 }
 
 EXAMPLES = {
@@ -40,6 +42,8 @@ EXAMPLES = {
     "apply": "amc apply runs/x/policy.json --model resnet20 --weights resnet20.pt --out slim",
     "groups": "amc groups --model resnet56 --input-shape 1 3 32 32",
     "sensitivity": "amc sensitivity --model resnet20 --weights resnet20.pt --data imagefolder:cifar --out sensitivity",
+    "report": "amc report runs/x",
+    "compare": "amc compare runs/x runs/y --out compared.html",
 }
 
 log = logging.getLogger("amc")

@@ -1,9 +1,334 @@
-"""The report of a run: one page, self-contained."""
+"""The report of a run: one page that says what was lost, what was gained, where the channels went, and what to do next.
+
+It is made from the files of the run directory alone, so it can be made again, elsewhere and later. It needs no network
+and no script, and forbids itself both: the directory may come from a stranger. What was not measured is left out and
+said; nothing is made up.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from amc.catalog import DATASETS, MODELS
+from amc.files import write_atomic
+from search.finished import FinishedRun, ModelFigures, RunResult, TrialRecord, read_run
+from search.numbers import (
+    NAMES,
+    UNITS,
+    accuracy_text,
+    amount,
+    difference_text,
+    duration,
+    name_of,
+    wilson,
+)
+from search.settings import Settings
+
+TOP_TRIALS = 10
 
 
 def write_report(path: Path) -> None:
-    """Writes `report.html` from the files of a run directory."""
+    """Writes `report.html` from the files of a finished run directory.
+
+    Raises:
+        RunError: there is no finished run, or its result can't be read. What else can't be read is named in the page.
+    """
+    write_run_report(read_run(path))
+
+
+def write_run_report(run: FinishedRun) -> Path:
+    """Writes `report.html` of a run that was read; returns where it is."""
+    page = run.path / "report.html"
+    write_page(page, "report.html.j2", report_of(run))
+    return page
+
+
+def write_page(path: Path, template: str, values: Mapping[str, Any]) -> None:
+    """Renders a template of ours to a file; every text in `values` is escaped, but figures."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("search", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(accuracy=accuracy_text, amount=amount, cost_name=name_of, duration=duration)
+    page = environment.get_template(template).render(**values)
+    write_atomic(path, page.encode("utf-8", "replace"))
+
+
+def report_of(run: FinishedRun) -> dict[str, Any]:
+    """What the page shows, by the names of the template."""
+    from search import figures
+
+    result, trials = run.result, run.trials
+    resolved = run.settings.resolved
+    widths = [(name, count) for name, count in run.channels.items() if name in result.best.widths]
+    what = "accuracy" if result.settings.get("reward", "accuracy") == "accuracy" else "reward"
+    charts: dict[str, list[figures.Chart]] = {"channels": [], "search": [], "costs": [], "trust": []}
+    if widths:
+        charts["channels"] = [figures.keep_ratios(dict(widths), result.best.widths, result.uniform.widths)]
+    if trials:
+        charts["search"] = [figures.convergence({run.name: trials}, by, what) for by in ("trial", "minute")]
+        charts["costs"] = [
+            figures.trade_off(cost, trials, dense_cost(result, cost)) for cost in trial_costs(result, trials)
+        ]
+    if len(result.proxy.anchors) > 1:
+        charts["trust"].append(figures.proxy_scatter(result.proxy.anchors, result.proxy.spearman))
+    predicted = predictions(result)
+    if predicted:
+        charts["trust"].append(figures.latency_scatter(predicted))
+    if run.sensitivity and run.sensitivity.groups:
+        charts["trust"].append(figures.sensitivity_map(run.sensitivity))
+    return {
+        "title": f"{result.settings.get('model', 'model')} on {result.settings.get('data', 'data')}",
+        "run": run,
+        "result": result,
+        "verdict": verdict(run),
+        "met": all(line.met for line in result.budget),
+        "columns": columns(result),
+        "rows": rows(run),
+        "widths": widths,
+        "charts": charts,
+        "top_trials": sorted(trials, key=lambda t: (-t.reward, t.number))[:TOP_TRIALS],
+        "trial_costs": trial_costs(result, trials),
+        "missing": missing(run),
+        "frozen": resolved.frozen,
+        "commands": commands(run),
+        "settings": settings_rows(run),
+        "notes": run.notes,
+    }
+
+
+def verdict(run: FinishedRun) -> str:
+    """What a person wants to know, in one sentence."""
+    result, best, dense = run.result, run.result.best, run.result.dense
+    parts = []
+    for line in result.budget:
+        if line.achieved is not None and line.cost != "latency":
+            share = line.achieved / line.limit * line.fraction
+            parts.append(f"{100 * share:.1f} % of the {name_of(line.cost)}")
+    if not parts and best.flops is not None and dense.flops:
+        parts.append(f"{100 * best.flops / dense.flops:.1f} % of the FLOPs")
+    if best.speedup is not None:
+        parts.append(f"{best.speedup:.2f} times the speed" + (" (slower)" if best.speedup < 1 else ""))
+    unseen = best.test_accuracy is not None and dense.test_accuracy is not None
+    now = best.test_accuracy if unseen else best.accuracy
+    before = dense.test_accuracy if unseen else dense.accuracy
+    assert now is not None
+    assert before is not None
+    where = "the unseen split" if unseen else "the search split"
+    sentence = (
+        f"{' and '.join(parts) or 'A slim model'}, at {accuracy_text(now)} on {where}: "
+        f"{difference_text(now, before)} against the dense model"
+    )
+    ours, theirs = interval(run, best), interval(run, dense)
+    if ours and theirs and ours[0] <= theirs[1] and theirs[0] <= ours[1]:
+        sentence += " (their 95 % intervals overlap)"
+    return sentence + f"; {against_uniform(result)}."
+
+
+def against_uniform(result: RunResult) -> str:
+    """How the search did against keeping the same share everywhere."""
+    if result.best.source == "uniform":
+        return "the uniform policy ended at least as well as the searched one, so it is what you get"
+    difference = difference_text(result.best.accuracy, result.uniform.accuracy)
+    return f"on the search split, {difference} against the uniform policy at the same budget"
+
+
+def interval(run: FinishedRun, model: ModelFigures) -> tuple[float, float] | None:
+    """The 95 % interval of an accuracy on the unseen split, where the number of examples is known."""
+    examples, value = run.settings.resolved.test_examples, model.test_accuracy
+    return wilson(value, examples) if examples and value is not None and 0 <= value <= 1 else None
+
+
+def columns(result: RunResult) -> list[tuple[str, str, ModelFigures]]:
+    """The models of the table: key in `result.json`, heading, figures."""
+    best = {"search": "best (searched)", "uniform": "best (uniform)"}.get(result.best.source or "", "best")
+    return [("dense", "dense", result.dense), ("best", best, result.best), ("uniform", "uniform", result.uniform)]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of the table. key: where it is in `result.json`; value: what is there; more: a line under it."""
+
+    key: str
+    value: float | None
+    text: str
+    more: str = ""
+
+
+def rows(run: FinishedRun) -> list[tuple[str, list[Cell]]]:
+    """The lines of the table; a line of which nothing was measured is left out."""
+    examples = run.settings.resolved.test_examples
+    unseen = f"accuracy, unseen split{f' ({examples:,} examples)' if examples else ''}"
+    found = [
+        (unseen, [_accuracy(run, key, model, "test_accuracy") for key, _, model in columns(run.result)]),
+        ("accuracy, search split", [_accuracy(run, key, model, "accuracy") for key, _, model in columns(run.result)]),
+    ]
+    for cost in NAMES:
+        field = "latency_ms" if cost == "latency" else cost
+        found.append((name_of(cost), [_cost(run.result, key, m, field, cost) for key, _, m in columns(run.result)]))
+    found.append(("latency, predicted", [_predicted(key, model) for key, _, model in columns(run.result)]))
+    found.append(("speed-up, measured in pairs", [_speedup(key, model) for key, _, model in columns(run.result)]))
+    return [(name, cells) for name, cells in found if any(cell.value is not None for cell in cells)]
+
+
+def _accuracy(run: FinishedRun, key: str, model: ModelFigures, field: str) -> Cell:
+    value = getattr(model, field)
+    bounds = interval(run, model) if field == "test_accuracy" else None
+    more = f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}" if bounds else ""
+    return Cell(f"{key}.{field}", value, "–" if value is None else accuracy_text(value), more)
+
+
+def _cost(result: RunResult, key: str, model: ModelFigures, field: str, cost: str) -> Cell:
+    value, dense = getattr(model, field), getattr(result.dense, field)
+    share = f"{100 * value / dense:.1f} % of dense" if value is not None and dense and key != "dense" else ""
+    return Cell(f"{key}.{field}", value, "–" if value is None else amount(value, cost), share)
+
+
+def _predicted(key: str, model: ModelFigures) -> Cell:
+    value = model.latency_predicted_ms
+    return Cell(f"{key}.latency_predicted_ms", value, "–" if value is None else amount(value, "latency"))
+
+
+def _speedup(key: str, model: ModelFigures) -> Cell:
+    bounds = model.speedup_ci95
+    more = f"{bounds[0]:.2f} to {bounds[1]:.2f}" if bounds else ""
+    return Cell(f"{key}.speedup", model.speedup, "–" if model.speedup is None else f"{model.speedup:.2f}×", more)
+
+
+def dense_cost(result: RunResult, cost: str) -> float | None:
+    """The dense model's cost, where it was measured."""
+    value = result.dense.latency_ms if cost == "latency" else getattr(result.dense, cost, None)
+    return value if isinstance(value, int | float) and value > 0 else None
+
+
+def trial_costs(result: RunResult, trials: Sequence[TrialRecord]) -> list[str]:
+    """The costs that every trial stored."""
+    known = dict.fromkeys([*UNITS, *(line.cost for line in result.budget)])
+    return [cost for cost in known if trials and all(cost in trial.costs for trial in trials)]
+
+
+def predictions(result: RunResult) -> dict[str, tuple[float, float]]:
+    """Predicted and measured latency, ms, of the models that have both."""
+    return {
+        key: (model.latency_predicted_ms, model.latency_ms)
+        for key, _, model in columns(result)
+        if model.latency_predicted_ms is not None and model.latency_ms is not None
+    }
+
+
+def missing(run: FinishedRun) -> list[str]:
+    """What this run did not measure."""
+    result = run.result
+    absent = {
+        "the interval of the accuracy (the number of test examples is not recorded)": not (
+            result.best.test_accuracy is None or run.settings.resolved.test_examples
+        ),
+        "accuracy on an unseen split": result.best.test_accuracy is None,
+        "latency": result.best.latency_ms is None,
+        "predicted latency": result.best.latency_predicted_ms is None,
+        "the score of the search against fine-tuned accuracy": result.proxy.spearman is None,
+        "sensitivity of each group": run.sensitivity is None,
+    }
+    return [what for what, is_absent in absent.items() if is_absent]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to type next."""
+
+    title: str
+    text: str
+
+
+def commands(run: FinishedRun) -> list[Command]:
+    """The exact commands to apply the policy, to run the model, and to find it again."""
+    settings, path = run.result.settings, run.path
+    dense = ["--weights", str(path / "dense.safetensors")]
+    if is_named(settings):
+        source = [flags(settings, name) for name in ("model", "data", "mean", "std", "input_size")]
+        apply = _shell(["amc", "apply", str(path / "policy.json")], *source, dense, ["--out", "slim"])
+        again = _shell(["amc", "search"], *(flags(settings, name) for name, _ in changed(settings)))
+    else:
+        given = {name: value for name, value in changed(settings) if name not in ("model", "data")}
+        arguments = "".join(f"    {name}={value!r},\n" for name, value in given.items())
+        again = f"import search\n\nresult = search.run(\n    model=...,  # yours\n    data=...,\n{arguments})"
+        apply = (
+            "import amc\n\nmodel = ...  # your dense model, with its weights\n"
+            f"slim = amc.apply(model, amc.load_policy({str(path / 'policy.json')!r}))"
+        )
+    found = [Command("Apply the policy to the dense weights", apply)]
+    if run.policy:
+        found.append(Command("Run the model, with onnxruntime alone", deployment(run)))
+    return [*found, Command("Find it again", again)]
+
+
+def _shell(*groups: list[str]) -> str:
+    """A command line, a line for each group of words that there is, quoted."""
+    return " \\\n    ".join(shlex.join(words) for words in groups if words)
+
+
+def deployment(run: FinishedRun) -> str:
+    """A script that runs the ONNX file."""
+    assert run.policy
+    inputs = run.policy.model.inputs
+    feeds = "".join(f"    {info.name!r}: np.zeros({tuple(info.shape)!r}, {info.dtype!r}),\n" for info in inputs)
+    return (
+        "import numpy as np\nimport onnxruntime\n\n"
+        f"session = onnxruntime.InferenceSession({str(run.path / 'model.onnx')!r})\n"
+        f"feeds = {{  # your inputs, normalized as in training\n{feeds}}}\n"
+        "print(session.run(None, feeds)[0])"
+    )
+
+
+def is_named(settings: Mapping[str, Any]) -> bool:
+    """Whether the command line can find the run's model and data: both were names, not objects."""
+    model, data = str(settings.get("model", Settings.model)), str(settings.get("data", Settings.data))
+    return (model in MODELS or ":" in model) and (data in DATASETS or ":" in data)
+
+
+def changed(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings that differ from their default, by name; settings that this version doesn't know are left out."""
+    for field in fields(Settings):
+        value = settings.get(field.name, field.default)
+        if value != (list(field.default) if isinstance(field.default, tuple) else field.default):
+            yield field.name, value
+
+
+def flags(settings: Mapping[str, Any], name: str) -> list[str]:
+    """A setting as words of the command line; none where it has its default."""
+    if name not in dict(changed(settings)):
+        return []
+    flag, value = "--" + name.replace("_", "-"), settings[name]
+    metadata = next(field.metadata for field in fields(Settings) if field.name == name)
+    if "repeat" in metadata:
+        return [word for part in value for word in (flag, str(part))]
+    return [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]
+
+
+def settings_rows(run: FinishedRun) -> list[tuple[str, str, bool]]:
+    """Every setting: name, value, and whether it differs from the default."""
+    different = {name for name, _ in changed(run.result.settings)}
+    return [(name, _shown(value), name in different) for name, value in run.result.settings.items()]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "–"
+    return "–" if value is None else str(value)
+
+
+def dense_id(run: FinishedRun) -> str:
+    """What tells whether two runs pruned the same dense model."""
+    if run.policy:
+        return run.policy.model.weights_sha256
+    return hashlib.sha256(run.result.dense.model_dump_json().encode()).hexdigest()

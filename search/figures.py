@@ -1,0 +1,334 @@
+"""The figures of a report: numbers in, SVG out, drawn by matplotlib and coloured by the page.
+
+Each figure is drawn for a light page in a fixed palette, and each colour is then replaced by a CSS variable, so that
+the page decides what is readable on its background. Text stays text: it takes the page's font and can be searched. The
+colours are those that colour-blind readers tell apart (Okabe and Ito, 2008), and shapes tell the same apart again.
+Matplotlib is loaded on use, and no state of the caller's is touched.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from search.finished import Anchor, TrialRecord
+from search.numbers import PREFIXES, UNITS, accuracy_text, amount, name_of
+from search.sensitivity import Sensitivity
+
+INK, FAINT, GROUND = "#1b1f24", "#d5d9de", "#fefefe"
+BEST, UNIFORM, FRONT, TRIAL, DENSE = "#0072b2", "#d55e00", "#009e73", "#7a8594", "#a8578a"
+SERIES = (BEST, UNIFORM, FRONT, DENSE, "#b07d00", "#56a0d0", "#50565e")
+VARIABLES = {
+    INK: "ink",
+    FAINT: "grid",
+    GROUND: "ground",
+    TRIAL: "trial",
+    **{colour: f"series-{i}" for i, colour in enumerate(SERIES)},
+}
+SMALL, WIDE = (5.4, 3.7), (11.0, 3.9)
+"""Inches, at 72 a pixel each on the page; a small figure is readable at the width of a phone."""
+
+FEW = 8
+"""So many groups fit in a small figure."""
+
+MANY = 3000
+"""More marks than this become pixels: one element each would make the page slow."""
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.parse_math": False,  # names come from files
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "axes.formatter.useoffset": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the page. note: a line under the title. alt: what it shows, for those who can't see it."""
+
+    name: str
+    title: str
+    note: str
+    alt: str
+    svg: Markup
+    wide: bool = False
+
+
+def keep_ratios(channels: Mapping[str, int], best: Mapping[str, int], uniform: Mapping[str, int]) -> Chart:
+    """AMC's signature figure: the keep ratio of every group in forward order, uniform overlaid."""
+    names = [name for name in channels if name in best]
+    ratios = [100 * best[name] / channels[name] for name in names]
+    even = [100 * uniform[name] / channels[name] for name in names if name in uniform]
+    wide = len(names) > FEW
+    with _figure("keep-ratios", WIDE if wide else SMALL) as (figure, axes):
+        shown = [axes.bar(range(len(names)), ratios, color=BEST, width=0.72, label="best")]
+        if len(even) == len(names):
+            shown += axes.plot(
+                range(len(names)), even, "D-", color=UNIFORM, markersize=5, linewidth=1.2, label="uniform"
+            )
+        every = -(-len(names) // 40)
+        axes.set_xticks(range(0, len(names), every), [label(name) for name in names[::every]])
+        axes.tick_params(axis="x", rotation=90 if wide else 30, labelsize=9)
+        for tick in axes.get_xticklabels():
+            tick.set_horizontalalignment("center" if wide else "right")
+        axes.set(ylim=(0, 104), ylabel="keep ratio, %", xlim=(-0.6, len(names) - 0.4))
+        axes.grid(axis="x", visible=False)
+        figure.legend(handles=shown, loc="outside upper left", ncols=2)
+    low, high = min(names, key=lambda n: best[n] / channels[n]), max(names, key=lambda n: best[n] / channels[n])
+    alt = (
+        f"Keep ratio of {len(names)} groups in forward order as bars, from {best[low]} of {channels[low]} channels in "
+        f"{label(low)} to {best[high]} of {channels[high]} in {label(high)}; the uniform policy is overlaid as a line."
+    )
+    note = "Share of its channels that each group keeps, from the model's input to its output"
+    return _chart(figure, "keep-ratios", "Where the channels went", note, alt, wide=wide)
+
+
+def best_so_far(trials: Sequence[TrialRecord]) -> list[float]:
+    """The highest reward up to each trial."""
+    best: list[float] = []
+    for trial in trials:
+        best.append(max(best[-1], trial.reward) if best else trial.reward)
+    return best
+
+
+def convergence(runs: Mapping[str, Sequence[TrialRecord]], by: str, what: str = "accuracy") -> Chart:
+    """Best so far by `trial` or by `minute` of search, of one run (with its trials) or of several. what: the reward."""
+    name, scale = f"best-by-{by}", 100 if what == "accuracy" and _are_shares(runs.values()) else 1
+    with _figure(name, SMALL) as (figure, axes):
+        for i, (run, trials) in enumerate(runs.items()):
+            x = [t.minutes for t in trials] if by == "minute" else list(range(1, len(trials) + 1))
+            if len(runs) == 1:
+                _cloud(axes, x, [scale * trial.reward for trial in trials])
+            style = ("-", "--", ":", "-.")[i // len(SERIES) % 4]
+            best = [scale * value for value in best_so_far(trials)]
+            shown = label(run) if len(runs) > 1 else "best so far"
+            axes.plot(x, best, style, color=SERIES[i % len(SERIES)], drawstyle="steps-post", linewidth=2, label=shown)
+        axes.set(xlabel="minutes of search" if by == "minute" else "trials", ylabel=_with_percent(what, scale))
+        figure.legend(loc="outside upper left", ncols=3)
+    ends = "; ".join(
+        f"{label(run) + ': ' if len(runs) > 1 else ''}{best_so_far(trials)[-1]:.4g} after {len(trials)} trials"
+        for run, trials in runs.items()
+    )
+    alt = f"Best {what} so far, by {by} of the search: {ends}."
+    note = f"Highest {what} on the search split, as scored within the search"
+    return _chart(figure, name, f"Best so far by {by}", note, alt)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which of the (cost, accuracy) points no other beats: none is cheaper and as accurate, or as cheap and better."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i))
+    front: list[int] = []
+    for i in order:
+        if not front or points[i][1] > points[front[-1]][1] or points[i] == points[front[-1]]:
+            front.append(i)
+    return front
+
+
+def trade_off(cost: str, trials: Sequence[TrialRecord], dense: float | None) -> Chart:
+    """Accuracy against one cost over all trials, with the Pareto front. dense: the dense model's cost."""
+    points = [(trial.costs[cost], trial.accuracy) for trial in trials]
+    front = [points[i] for i in pareto_front(points)]
+    name, scale = f"trade-off-{cost}", 100 if _are_shares([trials]) else 1
+    of = (lambda value: 100 * value / dense) if dense else (lambda value: value)
+    with _figure(name, SMALL) as (figure, axes):
+        floor = _cloud(axes, [of(x) for x, _ in points], [scale * y for _, y in points])
+        x, y = [of(x) for x, _ in front], [scale * y for _, y in front]
+        axes.plot(x, y, "s-", color=FRONT, markersize=5, drawstyle="steps-post", label="Pareto front")
+        axes.set_ylim(bottom=floor)
+        unit = UNITS.get(cost, "")
+        shown = f"{name_of(cost)}, % of dense" if dense else f"{name_of(cost)}{', ' + unit if unit else ''}"
+        axes.set(xlabel=shown, ylabel=_with_percent("accuracy", scale))
+        low, high = axes.get_xlim()
+        # A hard budget puts all trials at one cost; specks of difference between them should not look like much.
+        if dense and high - low < 1:
+            axes.set_xlim((low + high - 1) / 2, (low + high + 1) / 2)
+        figure.legend(loc="outside upper left", ncols=3)
+    ends = " to ".join(
+        f"{amount(spent, cost)} at {accuracy_text(accuracy)}" for spent, accuracy in (front[0], front[-1])
+    )
+    alt = (
+        f"Accuracy against {name_of(cost)} of {len(points)} trials; {len(front)} are on the Pareto front, from {ends}."
+    )
+    note = "Every trial, as scored within the search"
+    return _chart(figure, name, f"Accuracy against {name_of(cost)}", note, alt)
+
+
+def run_front(cost: str, points: Mapping[str, tuple[float, float]], dense: tuple[float, float] | None = None) -> Chart:
+    """Accuracy against a cost over runs, with the Pareto front. dense: the (cost, accuracy) of what they all pruned."""
+    names, values = list(points), list(points.values())
+    front = [values[i] for i in pareto_front(values)]
+    scale = 100 if all(0 <= accuracy <= 1 for _, accuracy in values) else 1
+    prefix_scale, prefix = next(((s, p) for s, p in PREFIXES if max(v[0] for v in values) >= s), (1.0, ""))
+    with _figure(f"front-{cost}", SMALL) as (figure, axes):
+        x, y = [point[0] / prefix_scale for point in front], [scale * point[1] for point in front]
+        axes.plot(x, y, "-", color=FRONT, drawstyle="steps-post", linewidth=1.5, label="Pareto front", zorder=1)
+        for i, (run, (spent, accuracy)) in enumerate(points.items()):
+            marker = "os^vDPX"[i // len(SERIES) % 7] if len(points) > len(SERIES) else "os^vDPX"[i % 7]
+            colour = SERIES[i % len(SERIES)]
+            axes.plot([spent / prefix_scale], [scale * accuracy], marker, color=colour, markersize=8, label=label(run))
+        if dense:
+            at = [dense[0] / prefix_scale], [scale * dense[1]]
+            axes.plot(*at, "o", color=INK, markerfacecolor="none", markersize=8, label="dense")
+        axes.set(xlabel=f"{name_of(cost)}, {prefix}{UNITS.get(cost, '')}".rstrip(", "))
+        axes.set(ylabel=_with_percent("accuracy", scale))
+        figure.legend(loc="outside upper left", ncols=2 if len(points) < 6 else 3, fontsize=9)
+    on_it = ", ".join(label(names[i]) for i in pareto_front(values))
+    alt = f"Accuracy against {name_of(cost)} of {len(points)} runs. On the Pareto front: {on_it}."
+    return _chart(figure, f"front-{cost}", f"Accuracy against {name_of(cost)}", "A mark is the result of a run", alt)
+
+
+def proxy_scatter(anchors: Sequence[Anchor], spearman: float | None) -> Chart:
+    """The score within the search against the accuracy after fine-tuning, one point an anchor."""
+    shares = all(0 <= a.score <= 1 and 0 <= a.accuracy <= 1 for a in anchors)
+    scale = 100 if shares else 1
+    with _figure("proxy", SMALL) as (figure, axes):
+        x, y = [scale * anchor.score for anchor in anchors], [scale * anchor.accuracy for anchor in anchors]
+        axes.plot(x, y, "o", color=BEST, markersize=5)
+        axes.set(
+            xlabel=_with_percent("score in the search", scale), ylabel=_with_percent("accuracy, fine-tuned", scale)
+        )
+    rank = "" if spearman is None else f" Their ranks correlate by {spearman:.3f} (Spearman)."
+    alt = f"Score in the search against accuracy after fine-tuning, of {len(anchors)} policies.{rank}"
+    note = f"{len(anchors)} policies, fine-tuned properly.{rank}"
+    return _chart(figure, "proxy", "What the score is worth", note, alt)
+
+
+def latency_scatter(points: Mapping[str, tuple[float, float]]) -> Chart:
+    """Predicted against measured latency in ms, by model; on the diagonal, they agree."""
+    with _figure("latency", SMALL) as (figure, axes):
+        values = [value for point in points.values() for value in point]
+        ends = [0.95 * min(values), 1.05 * max(values)]
+        axes.plot(ends, ends, "--", color=TRIAL, linewidth=1, label="equal")
+        for i, (name, (predicted, measured)) in enumerate(points.items()):
+            colour = SERIES[i % len(SERIES)]
+            axes.plot([predicted], [measured], "os^vDPX"[i % 7], color=colour, markersize=7, label=label(name))
+        axes.set(xlabel="predicted, ms", ylabel="measured, ms")
+        axes.locator_params(nbins=5)
+        figure.legend(loc="outside upper left", ncols=3)
+    each = "; ".join(f"{label(name)}: {p:.4g} ms predicted, {m:.4g} ms measured" for name, (p, m) in points.items())
+    return _chart(
+        figure, "latency", "Predicted and measured latency", "Batch 1 unless the settings say otherwise", f"{each}."
+    )
+
+
+def sensitivity_map(found: Sensitivity) -> Chart:
+    """Accuracy of the model with one group alone at several keep ratios, as a heat map."""
+    import numpy as np
+
+    grid = np.array([group.accuracy for group in found.groups], dtype=float).T  # None is NaN, and stays blank
+    names = [group.name for group in found.groups]
+    with _figure("sensitivity", WIDE) as (figure, axes):
+        mesh = axes.pcolormesh(grid, cmap="cividis", rasterized=grid.size > MANY)
+        every = -(-len(names) // 40)
+        axes.set_xticks([i + 0.5 for i in range(0, len(names), every)], [label(name) for name in names[::every]])
+        axes.set_yticks([i + 0.5 for i in range(len(found.ratios))], [f"{100 * ratio:.3g}" for ratio in found.ratios])
+        axes.tick_params(axis="x", rotation=90, labelsize=9)
+        axes.set(ylabel="keep ratio, %")
+        axes.set_facecolor(FAINT)
+        axes.grid(visible=False)
+        figure.colorbar(mesh, ax=axes, label="accuracy", pad=0.01)
+    scored = {group.name: [a for a in group.accuracy if a is not None] for group in found.groups}
+    worst = min((name for name in scored if scored[name]), key=lambda name: min(scored[name]), default="")
+    alt = f"Accuracy with one of {len(names)} groups cut alone; the most sensitive is {label(worst)}."
+    note = f"Accuracy with one group alone at several keep ratios; dense, scored the same way, {found.dense:.4g}"
+    if bool(np.isnan(grid).any()):
+        note += "; grey: could not be scored"
+    return _chart(figure, "sensitivity", "How sensitive each group is", note, alt, wide=True)
+
+
+def label(text: str, limit: int = 26) -> str:
+    """A name from a file, fit for a figure: printable, one line, its end kept where it is long."""
+    clean = "".join(letter if letter.isprintable() else "·" for letter in text)
+    return clean if len(clean) <= limit else "…" + clean[1 - limit :]
+
+
+def _cloud(axes: Any, x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Draws every trial as a dot; returns the axis' floor if it has one.
+
+    A few broken policies would press all others into a line, so what is far out (Tukey, 1977: more than three quartile
+    ranges below the lower quartile) stands on the floor as a triangle that points down.
+    """
+    import numpy as np
+
+    low, high = np.quantile(y, [0.25, 0.75])
+    fence = low - 3 * (high - low)
+    out = [value < fence for value in y]
+    inside = [value for value, is_out in zip(y, out, strict=True) if not is_out]
+    room = 0.08 * (max(inside) - min(inside) or min(inside) - min(y))
+    floor = min(inside) - room if any(out) else None
+    many = len(y) > MANY
+    dots = [(a, b) for a, b, is_out in zip(x, y, out, strict=True) if not is_out]
+    axes.plot(*zip(*dots, strict=True), "o", color=TRIAL, markersize=3.5, label="a trial", rasterized=many)
+    if floor is not None:
+        below = [a for a, is_out in zip(x, out, strict=True) if is_out]
+        style = {"color": TRIAL, "markersize": 5, "label": "a trial far below", "clip_on": False, "rasterized": many}
+        axes.plot(below, [floor] * len(below), "v", **style)
+        axes.set_ylim(bottom=floor)
+    return floor
+
+
+def _are_shares(runs: Any) -> bool:
+    return all(0 <= trial.accuracy <= 1 for trials in runs for trial in trials)
+
+
+def _with_percent(what: str, scale: int) -> str:
+    return f"{what}, %" if scale == 100 else what
+
+
+@contextmanager
+def _figure(name: str, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes in our style, whatever the user's own is; it becomes SVG when the body ends."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with warnings.catch_warnings(), style.context(["default", {**STYLE, "svg.hashsalt": name}]):
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has the letter, and draws it
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure, figure.add_subplot()
+        text = io.StringIO()
+        figure.savefig(text, format="svg", dpi=144, metadata={"Date": None, "Creator": None})
+        figure.svg = text.getvalue()  # type: ignore[attr-defined]
+
+
+def _chart(figure: Any, name: str, title: str, note: str, alt: str, *, wide: bool = False) -> Chart:
+    return Chart(name, title, note, alt, _for_page(figure.svg, alt), wide)
+
+
+def _for_page(svg: str, alt: str) -> Markup:
+    """A stand-alone SVG file as a part of a page: without prologue, size, names that clash, or colours of its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>|<defs>\s*</defs>", "", svg, flags=re.S)
+    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    size = box[0] if box else ""
+    head = f'<svg {size} xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label="{escape(alt)}"'
+    svg = re.sub(r"^<svg[^>]*", lambda _: head, svg)
+    return Markup(re.sub(r"(fill|stroke): (#[0-9a-f]{6})", _variable, svg))
+
+
+def _variable(found: re.Match[str]) -> str:
+    """`fill: var(--ink, #1b1f24)` for `fill: #1b1f24`; the colours of a colour map stay."""
+    known = VARIABLES.get(found[2])
+    return f"{found[1]}: var(--{known}, {found[2]})" if known else found[0]

@@ -1,0 +1,298 @@
+"""What the files of a finished run say, checked before anyone believes it.
+
+A run directory may come from a stranger or a broken disk, so each file is read for itself: `result.json` must be
+right, and of the others, what can't be read is left out and named in `notes`. Nothing in the directory is changed: the
+study is opened as a copy, since SQLite writes beside a database even to read it.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from amc.errors import AmcError, RunError
+from amc.files import read_json
+from amc.policy import Policy, load_policy
+from search.sensitivity import Sensitivity, load_sensitivity
+
+STUDY_LIMIT = 2**30
+NOT_COSTS = {"accuracy", "reward", "seconds"}
+
+Number = int | float
+Share = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Interval = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+
+
+class _Read(BaseModel):
+    """Fields of ours are checked; fields that we don't know belong to a later part and are let be."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class ModelFigures(_Read):
+    """One model of `result.json`: dense, best or uniform. None is what was not measured."""
+
+    source: str | None = None
+    accuracy: Number
+    test_accuracy: Number | None = None
+    flops: Number | None = None
+    params: Number | None = None
+    size: Number | None = None
+    latency_ms: Number | None = None
+    latency_predicted_ms: Number | None = None
+    speedup: Number | None = None
+    speedup_ci95: Interval | None = None
+    widths: dict[str, int] = {}
+
+
+class BudgetLine(_Read):
+    """One limit, and what the best policy spends."""
+
+    cost: str
+    limit: Positive
+    fraction: Positive
+    achieved: Number | None = None
+    met: bool | None = None
+
+
+class Anchor(_Read):
+    """A policy that was both scored (`score`) and properly fine-tuned (`accuracy`)."""
+
+    score: Number
+    accuracy: Number
+
+
+class Proxy(_Read):
+    """What the score is worth: its rank correlation with the fine-tuned accuracy of some anchors."""
+
+    spearman: Number | None = None
+    samples: Count = 0
+    anchors: list[Anchor] = []
+
+
+class SearchFigures(_Read):
+    """How the search went."""
+
+    strategy: str
+    trials: Count
+    failed: Count = 0
+    seconds: Number
+    evaluation_seconds: Number | None = None
+    seed: int
+
+
+class RunResult(_Read):
+    """`result.json`."""
+
+    schema_version: Literal[1]
+    settings: dict[str, Any] = {}
+    budget: list[BudgetLine] = []
+    dense: ModelFigures
+    best: ModelFigures
+    uniform: ModelFigures
+    proxy: Proxy = Proxy()
+    search: SearchFigures
+
+
+class FrozenInfo(_Read):
+    """A part that can't be pruned, and why."""
+
+    name: str
+    reason: str
+
+
+class GroupInfo(_Read):
+    """A channel group as `settings.json` lists it."""
+
+    name: str
+    kind: str = "channel"
+    channels: Annotated[int, Field(ge=1)]
+    members: list[str] = []
+
+
+class Resolved(_Read):
+    """What the settings came to."""
+
+    frozen: list[FrozenInfo] | None = None
+    groups: list[GroupInfo] = []
+    test_examples: Count | None = None
+    val_examples: Count | None = None
+
+
+class SettingsFile(_Read):
+    """`settings.json`."""
+
+    settings: dict[str, Any] = {}
+    resolved: Resolved = Resolved()
+    versions: dict[str, str] = {}
+    machine: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A scored policy of the study.
+
+    minutes: of search when it ended; stretches in which no trial ran (a stopped run) don't count.
+    """
+
+    number: int
+    accuracy: float
+    reward: float
+    costs: Mapping[str, float]
+    seconds: float
+    minutes: float
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run, from its files. notes: what could not be read, a sentence each."""
+
+    path: Path
+    result: RunResult
+    settings: SettingsFile
+    policy: Policy | None
+    trials: tuple[TrialRecord, ...]
+    sensitivity: Sensitivity | None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.path.name or self.path.resolve().name
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Group -> channels of the dense model, in forward order; empty where no file says so."""
+        groups: Iterable[Any] = self.policy.groups if self.policy else self.settings.resolved.groups
+        return {group.name: group.channels for group in groups}
+
+
+def read_run(path: Path) -> FinishedRun:
+    """Reads a finished run.
+
+    Raises:
+        RunError: there is no finished run, or its `result.json` is not what we write.
+    """
+    if not path.is_dir():
+        raise RunError(f"{path} is no run directory; give the folder that a search wrote")
+    if not (path / "result.json").exists():
+        unfinished = (path / "settings.json").exists()
+        way_out = (
+            f"`amc search --resume --out {path}` goes on with it" if unfinished else "give one that a search wrote"
+        )
+        raise RunError(f"{path} holds no finished run (there is no result.json); {way_out}")
+    result = _document(path / "result.json", RunResult)
+    notes: list[str] = []
+
+    def attempt(read: Any, absent: Any) -> Any:
+        try:
+            return read()
+        except AmcError as error:
+            notes.append(str(error))
+            return absent
+
+    settings = attempt(lambda: _document(path / "settings.json", SettingsFile), SettingsFile(settings=result.settings))
+    policy = attempt(lambda: load_policy(_regular(path / "policy.json")), None)
+    trials = attempt(lambda: read_trials(path / "study.db"), ())
+    curves = path / "sensitivity.json"
+    sensitivity = attempt(lambda: load_sensitivity(_regular(curves)), None) if curves.exists() else None
+    return FinishedRun(path, result, settings, policy, trials, sensitivity, tuple(notes))
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def _document(path: Path, model: type[T]) -> T:
+    """A JSON file of ours, checked. Raises a RunError that names the file and the first thing wrong."""
+    try:
+        _regular(path)
+        return model.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise RunError(f"{path} is not what a run writes: `{where}`: {first['msg']}") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _regular(path: Path) -> Path:
+    """The path, unless nothing is there, or a device or a pipe, which would never end."""
+    if not path.is_file():
+        raise RunError(f"{path} is missing or not a file")
+    return path
+
+
+def read_trials(path: Path) -> tuple[TrialRecord, ...]:
+    """The scored trials of a study, in order; repeats of a known policy are left out.
+
+    Raises:
+        RunError: the file is missing, too large, or not a study.
+    """
+    _regular(path)
+    if path.stat().st_size > STUDY_LIMIT:
+        raise RunError(f"{path} is larger than {STUDY_LIMIT >> 20} MiB; it was not read")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "study.db")
+        shutil.copyfile(path, copy)
+        log = path.with_name(path.name + "-wal")
+        if log.is_file():  # what the writer has not yet folded into the database
+            shutil.copyfile(log, copy.with_name(copy.name + "-wal"))
+        try:
+            return _trials_of(copy)
+        except Exception as error:  # a broken database fails in as many ways as Optuna and SQLAlchemy have
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise RunError(f"{path} can't be read as a study: {reason}") from None
+
+
+def _trials_of(path: Path) -> tuple[TrialRecord, ...]:
+    from optuna.storages import RDBStorage
+    from optuna.trial import TrialState
+    from sqlalchemy import URL
+
+    storage = RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
+    try:
+        studies = {study.study_name: study._study_id for study in storage.get_all_studies()}
+        if "search" not in studies:
+            raise RunError("it holds no study named `search`")
+        trials = storage.get_all_trials(studies["search"], deepcopy=False)
+    finally:
+        storage.engine.dispose()
+    ended = [trial for trial in trials if trial.datetime_start and trial.datetime_complete]
+    minutes = busy_minutes([(trial.datetime_start, trial.datetime_complete) for trial in ended])  # type: ignore[misc]
+    found = []
+    for trial, at in zip(ended, minutes, strict=True):
+        stored = {name: value for name, value in trial.user_attrs.items() if _is_number(value)}
+        if trial.state == TrialState.COMPLETE and "repeat" not in trial.user_attrs and set(stored) >= NOT_COSTS:
+            costs = {name: float(value) for name, value in stored.items() if name not in NOT_COSTS}
+            figures = (float(stored["accuracy"]), float(stored["reward"]), costs, float(stored["seconds"]), at)
+            found.append(TrialRecord(trial.number, *figures))
+    return tuple(found)
+
+
+def busy_minutes(spans: list[tuple[datetime, datetime]]) -> list[float]:
+    """For each (start, end), how many minutes at least one of the spans had been under way when it ended."""
+    merged: list[list[datetime]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    zero = datetime.resolution * 0
+    return [
+        sum((max(min(end, stop) - begin, zero) for begin, stop in merged), zero).total_seconds() / 60
+        for _, end in spans
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
