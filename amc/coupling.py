@@ -38,12 +38,13 @@ def trace(
     """The groups of a model, by running it once (evaluation mode, nothing of it is changed).
 
     inputs: example inputs of batch 1, a tuple or a mapping of keyword arguments.
-    exclude, only: shell patterns on names of groups or members; what they rule out is frozen.
+    exclude, only: shell patterns on names of groups and of the modules that make their channels (`layer1.*`), or, with
+        a colon, on members as they are listed (`fc:in`); what they rule out is frozen.
     round_to: widths are multiples of it (in channels), the full width aside.
     min_keep: the smallest keep ratio, in [0, 1].
 
     Raises:
-        ModelError: the model's forward raises, or nothing of it can be pruned.
+        ModelError: the forward raises; the message names the innermost module that was running.
         UsageError: a pattern matches nothing, or a number is out of range.
     """
     if round_to < 1 or not 0 <= min_keep <= 1:
@@ -232,7 +233,10 @@ def _select(
 
 
 def _matches(pattern: str, name: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(":in").removesuffix(":out"), pattern)
+    """A pattern with a colon speaks of members as they are listed; one without, of what modules make, not read."""
+    if ":" in pattern:
+        return fnmatchcase(name, pattern)
+    return not name.endswith(":in") and fnmatchcase(name.removesuffix(":out"), pattern)
 
 
 def _set_widths(

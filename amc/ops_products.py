@@ -7,7 +7,7 @@ axis. A product of two activations is attention, and what is left of its batch a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np

@@ -1,0 +1,174 @@
+"""Slimming: what stays as it was, and that verification catches what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc.coupling import trace
+from amc.errors import ModelError
+from amc.slim import difference, random_half, slim, smallest_step, verify
+from tests.topologies import build
+
+
+def halves(structure: object) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {group.name: random_half(group, generator) for group in structure.groups}  # type: ignore[attr-defined]
+
+
+def test_kept_channels_are_the_dense_ones() -> None:
+    net, inputs = build("Plain")
+    small = slim(net, trace(net, inputs), {"net.0": np.array([1, 4, 6])})
+    dense, state = net.state_dict(), small.state_dict()
+    assert torch.equal(state["net.0.weight"], dense["net.0.weight"][[1, 4, 6]])
+    assert torch.equal(state["net.1.running_var"], dense["net.1.running_var"][[1, 4, 6]])
+    assert torch.equal(state["net.3.weight"], dense["net.3.weight"][:, [1, 4, 6]])
+    assert torch.equal(state["net.3.bias"], dense["net.3.bias"])
+
+
+def test_modules_say_their_new_sizes() -> None:
+    net, inputs = build("GroupedConvolution")
+    structure = trace(net, inputs)
+    small = slim(net, structure, halves(structure))
+    assert (small.stem.out_channels, small.grouped.in_channels, small.grouped.out_channels) == (4, 4, 8)
+    assert small.grouped.groups == 4
+    net, inputs = build("Depthwise")
+    small = slim(net, trace(net, inputs), {"stem": np.array([0, 5])})
+    assert (small.depth.in_channels, small.depth.out_channels, small.depth.groups) == (2, 4, 2)
+    net, inputs = build("ConvNeXtBlock")
+    assert slim(net, trace(net, inputs), {"stem": np.arange(3)}).block[0].normalized_shape == (3,)
+    net, inputs = build("VisionTransformer")
+    assert slim(net, trace(net, inputs), {"attention.qkv": np.array([2])}).attention.num_heads == 1
+
+
+def test_a_slim_model_is_a_model_of_its_own() -> None:
+    net, inputs = build("ResidualIdentity")
+    structure = trace(net, inputs)
+    small = slim(net, structure, {"inner": np.arange(3)})
+    shared = {t.data_ptr() for t in net.state_dict().values()} & {t.data_ptr() for t in small.state_dict().values()}
+    assert not shared
+    assert {type(module).__module__.split(".")[0] for module in small.modules()} == {"torch", "tests"}
+
+
+def test_dtype_mode_and_gradients_stay() -> None:
+    net, inputs = build("ResidualIdentity")
+    structure = trace(net, inputs)
+    net = net.to(torch.bfloat16).train()
+    net.norm.eval()
+    net.inner.weight.requires_grad_(False)
+    small = slim(net, structure, halves(structure))
+    assert all(t.dtype == torch.bfloat16 for t in small.state_dict().values() if t.is_floating_point())
+    assert (small.training, small.norm.training) == (True, False)
+    assert (small.inner.weight.requires_grad, small.outer.weight.requires_grad) == (False, True)
+    assert isinstance(small.inner.weight, nn.Parameter)
+
+
+def test_tied_weights_stay_tied() -> None:
+    net, inputs = build("WeightTied")
+    small = slim(net, trace(net, inputs), {"conv": np.arange(5)})
+    assert small.a.weight is small.b.weight
+    assert small.a.weight.shape == (5, 5, 1, 1)
+    assert small.shift.shape == (1, 5, 1, 1)
+
+
+def test_hooks_go_along() -> None:
+    net, inputs = build("Plain")
+    seen: list[tuple[int, ...]] = []
+    net.get_submodule("net.0").register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape)))
+    small = slim(net, trace(net, inputs), {"net.0": np.arange(2)})
+    small(*inputs)
+    assert seen[-1] == (1, 2, 6, 6)
+
+
+def test_a_slim_model_trains() -> None:
+    net, inputs = build("GroupedQueryAttention")
+    structure = trace(net, inputs)
+    small = slim(net, structure, halves(structure))
+    small(*inputs).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+def test_full_widths_are_a_plain_copy() -> None:
+    net, inputs = build("Dense")
+    structure = trace(net, inputs)
+    small = slim(net, structure, {group.name: np.arange(group.channels) for group in structure.groups})
+    for key, value in small.state_dict().items():
+        assert torch.equal(value, net.state_dict()[key])
+
+
+def test_verification_keeps_all_that_is_right() -> None:
+    net, inputs = build("Inception")
+    structure = trace(net, inputs)
+    assert verify(net, inputs, structure).groups == structure.groups
+
+
+@pytest.mark.parametrize("fault", ["order", "missing"])
+def test_verification_catches_a_wrong_coupling_and_blames_the_right_group(fault: str) -> None:
+    net, inputs = build("Inception")
+    structure = trace(net, inputs)
+    group = structure.groups[1]
+    *others, last = group.slices
+    wrong = {
+        "order": (*others, replace(last, unit=np.roll(last.unit, 1))),  # reads the channels in another order
+        "missing": tuple(others),  # forgets the consumer
+    }[fault]
+    groups = tuple(replace(g, slices=wrong) if g is group else g for g in structure.groups)
+    checked = verify(net, inputs, replace(structure, groups=groups))
+    assert [g.name for g in checked.groups] == ["a", "c", "last"]
+    assert next(f.reason for f in checked.frozen if f.name == "b").startswith("slimmed, the model")
+
+
+def test_verification_finds_sizes_that_code_fixes() -> None:
+    net, inputs = build("PaddedShortcutFixed")
+    checked = verify(net, inputs, trace(net, inputs))
+    assert [g.name for g in checked.groups] == ["stem", "inner"]
+    assert "outer" in {f.name for f in checked.frozen}
+
+
+def test_trial_removals_are_the_smallest_step_and_a_half() -> None:
+    net, inputs = build("GroupedConvolution")
+    group = trace(net, inputs).groups[0]
+    assert smallest_step(group).tolist() == [0, 1, 3, 4, 6, 7, 9, 10]
+    assert len(random_half(group, np.random.default_rng(0))) == 4
+
+
+def test_what_modules_cache_in_evaluation_is_forgotten() -> None:
+    class Caching(nn.Module):
+        """Keeps a product of its weights while it is in evaluation mode (LeViT's attention biases)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.scale = nn.Linear(4, 6), nn.Linear(6, 2), nn.Parameter(torch.rand(6))
+            self.cache: Tensor | None = None
+
+        def train(self, mode: bool = True) -> Caching:
+            self.cache = None if mode else self.cache
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.cache = self.scale * 2 if self.cache is None else self.cache
+            return self.b(self.a(x) * self.cache)
+
+    net, inputs = Caching().eval(), (torch.randn(1, 4),)
+    with torch.no_grad():
+        net(*inputs)
+    structure = verify(net, inputs, trace(net, inputs))
+    assert [g.name for g in structure.groups] == ["a"]
+    slim(net, structure, {"a": np.arange(2)})(*inputs)
+
+
+def test_what_can_not_be_copied_is_a_model_error() -> None:
+    net, inputs = build("Plain")
+    structure = trace(net, inputs)
+    net.handle = (x for x in range(3))  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="can't be copied"):
+        slim(net, structure, {})
+
+
+def test_difference_is_zero_for_the_dense_model() -> None:
+    net, inputs = build("UNet")
+    assert difference(net, inputs, trace(net, inputs), {}) == 0.0
