@@ -9,9 +9,14 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
+    "LatencyCost": "cost",
+    "LatencyTable": "table",
     "Reading": "paired",
+    "build_table": "table",
     "measure": "paired",
+    "open_device": "device",
     "open_session": "session",
+    "policy_files": "slicing",
     "random_feeds": "session",
 }
 

@@ -67,13 +67,15 @@ def measure(
     optimization: str = "all",
     seconds: float = 4.0,
     tightness: float = 0.005,
+    passes: int = 5,
     tries: int = 3,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Reading]:
     """Time ONNX models (paths or bytes) in this process, each paired and interleaved with the baseline.
 
-    Rounds go on until the ratio's standard error is under `tightness` or a model has taken `seconds`.
+    Rounds go on until the ratio's standard error is under `tightness` or a model has taken `seconds`, in `passes` that
+    open the sessions anew. Readings whose baseline drifted between passes are taken again, up to `tries` times in all.
 
     Raises:
         UsageError: the baseline is not among the models, or a setting is out of range.
@@ -94,6 +96,7 @@ def measure(
                 optimization=optimization,
                 seconds=seconds,
                 tightness=tightness,
+                passes=passes,
                 seed=seed,
                 progress=progress,
             )

@@ -11,7 +11,9 @@ policies with the slim model in torch, and refuses where they differ; the caller
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from amc.errors import ModelError
+from amc.export import export_onnx
 from amc.groups import Group, Slice, Structure
 from latency.session import open_session
 
@@ -51,6 +54,30 @@ def sliced(
         with torch.no_grad():
             _prove(slicer(kept), slim(model, structure, kept).eval(), inputs)
     return slicer
+
+
+def policy_files(
+    model: nn.Module, structure: Structure, inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor], dense: bytes
+) -> Callable[[Sequence[int]], bytes]:
+    """A function from widths to an ONNX file of that policy: sliced in milliseconds, or exported where it can't be.
+
+    Which units are kept makes no difference to latency; the first of every cell are.
+    """
+    try:
+        slicer = sliced(model, structure, inputs, dense)
+    except ModelError:
+        return lambda widths: _exported(model, structure, inputs, widths)
+    return lambda widths: slicer(first_kept(structure, widths))
+
+
+def _exported(model: nn.Module, structure: Structure, inputs: Any, widths: Sequence[int]) -> bytes:
+    from amc.slim import slim
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.onnx")
+        export_onnx(slim(model, structure, first_kept(structure, widths)), inputs, path)
+        with open(path, "rb") as file:
+            return file.read()
 
 
 def _prove(file: bytes, slim: nn.Module, inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]) -> None:
@@ -143,6 +170,7 @@ class Slicer:
             if tensor not in found and state[tensor].ndim > 1:  # vectors may have been folded into their neighbours
                 raise ModelError(f"the dense ONNX file can't be sliced: it has no trace of the weight `{tensor}`")
         _free_flatten(graph, arrays)
+        self._pads = _find_pads(graph, arrays, self._cuts)
         whole = [tensor for tensor in graph.initializer if tensor.name not in self._cuts]
         del graph.initializer[:]
         graph.initializer.extend(whole)
@@ -158,11 +186,15 @@ class Slicer:
             masks[name][units] = True
         outputs = {}
         for name, cuts in self._cuts.items():
-            array = self._arrays[name]
-            for cut in sorted(cuts, key=lambda cut: cut.part.blocks == 1):  # a block is told by its dense rows
-                array = _thin(array, cut, masks[cut.group])
+            array = _thin(self._arrays[name], cuts, masks)
             outputs[name] = array.shape[0]
             proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        for pad in self._pads:
+            keep = _keep(self._arrays[pad.weight].shape, 0, self._cuts[pad.weight], masks)
+            amounts = pad.amounts.copy()
+            before, after = amounts[1], amounts[len(amounts) // 2 + 1]
+            amounts[1], amounts[len(amounts) // 2 + 1] = keep[:before].sum(), keep[len(keep) - after :].sum()
+            proto.graph.initializer.append(numpy_helper.from_array(amounts, pad.name))
         for node in proto.graph.node:
             if node.op_type == "Conv" and node.input[1] in outputs:
                 self._set_group(node, outputs[node.input[1]])
@@ -176,15 +208,55 @@ class Slicer:
                 attribute.i = attribute.i * outputs // dense[0]
 
 
-def _thin(array: np.ndarray, cut: _Cut, mask: np.ndarray) -> np.ndarray:
-    """The array without the positions of the cut's axis whose units are not in the mask."""
-    keep = np.ones(array.shape[cut.axis] * cut.part.blocks, dtype=bool)
-    keep[cut.part.index] = mask[cut.part.unit]
-    if cut.part.blocks == 1:
-        return np.compress(keep, array, axis=cut.axis)
-    blocks = np.split(array, cut.part.blocks, axis=0)
-    parts = np.split(keep, cut.part.blocks)
-    return np.concatenate([np.compress(k, b, axis=cut.axis) for k, b in zip(parts, blocks, strict=True)], axis=0)
+def _keep(shape: Sequence[int], axis: int, cuts: Iterable[_Cut], masks: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which positions of an axis stay; groups can share an axis. Of a grouped input axis, all blocks in a row."""
+    chosen = [cut for cut in cuts if cut.axis == axis]
+    keep = np.ones(shape[axis] * max((cut.part.blocks for cut in chosen), default=1), dtype=bool)
+    for cut in chosen:
+        keep[cut.part.index] = masks[cut.group][cut.part.unit]
+    return keep
+
+
+def _thin(array: np.ndarray, cuts: Sequence[_Cut], masks: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The array without the positions whose units are not in the masks."""
+    for axis in sorted({cut.axis for cut in cuts}, reverse=True):  # a block is told by its dense rows: those go last
+        keep = _keep(array.shape, axis, cuts, masks)
+        blocks = len(keep) // array.shape[axis]
+        pairs = zip(np.split(array, blocks), np.split(keep, blocks), strict=True)
+        array = np.concatenate([np.compress(stays, block, axis=axis) for block, stays in pairs])
+    return array
+
+
+@dataclass(frozen=True, eq=False)
+class _Pad:
+    """A shortcut padded with zero channels: how many depends on what stays of the axis that it is added to.
+
+    name: of the initializer that holds the amounts. weight: of the convolution on the addition's other side.
+    """
+
+    name: str
+    amounts: np.ndarray
+    weight: str
+
+
+def _find_pads(
+    graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray], cuts: Mapping[str, tuple[_Cut, ...]]
+) -> list[_Pad]:
+    producers = {output: node for node in graph.node for output in node.output}
+    sums = [node for node in graph.node if node.op_type == "Add"]
+    found: list[_Pad] = []
+    for node in graph.node:
+        if node.op_type != "Pad" or len(amounts := arrays.get(node.input[1], np.zeros(0))) < 4:
+            continue
+        for other in (o for add in sums if node.output[0] in add.input for o in add.input if o != node.output[0]):
+            source = producers.get(other)
+            while source is not None and source.op_type in ("BatchNormalization", "Relu", "Identity"):
+                source = producers.get(source.input[0])
+            if source is not None and source.op_type == "Conv" and source.input[1] in cuts:
+                found.append(_Pad(f"{node.output[0]}:amounts", amounts, source.input[1]))
+                node.input[1] = found[-1].name
+                break
+    return found
 
 
 def _plan(

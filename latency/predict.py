@@ -1,0 +1,228 @@
+"""Latency of any policy from measurements of a few: a regression whose features are what kernels do with channels.
+
+Whole networks are measured, at random policies, as AOWS does (Berman et al., CVPR 2020, section 3.2), since a network's
+time is not the sum of its layers alone: layouts change between them, and kernels are fused. Each policy tells about
+all groups at once, so a hundred are enough.
+
+A layer computes in proportion to its inputs times its outputs, each as they are or rounded up to the block of a kernel
+(4, 8 or 16 channels), and differently where a count isn't a multiple of the block and another kernel takes over. It
+also moves its inputs and outputs, more where layouts change. The same features describe every layer; what they leave
+over is taken up by coefficients of the layer's own shape, and by a table of each group's widths. A prior shrinks what
+is specific towards zero (ridge regression). Samples that disagree with all others (something else ran meanwhile) lose
+their weight (Huber, 1964), judged by their leave-one-out residual, in which an outlier can't hide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import nnls
+
+from amc.groups import Structure
+
+BLOCKS = (4, 8, 16)
+ALIGNMENTS = (2, 4, 8, 16, 32, 64)
+STEPS = 24
+"""At most so many steps in a group's own table."""
+
+# How far each kind of coefficient may reach, in dense latencies: the scale of its prior. Chosen on the CIFAR networks
+# of benchmarks/latency_table.py, on one CPU; the leave-one-out error says how well they suit another.
+COMMON, DEPTHWISE, SPECIFIC, LINEAR, ALIGNED, STEP = 1.0, 30.0, 0.05, 0.015, 0.0005, 0.00015
+NOISE = 0.01
+"""Relative standard deviation of a sample."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """What a model's latency depends on: its layers' sizes as functions of the widths.
+
+    channels: `(groups,)`. outputs, inputs: `(layers,)` dense counts; an input of 1 is a depthwise layer's.
+    lost_outputs, lost_inputs: `(groups, layers)` how many of them a removed unit takes.
+    work, traffic: `(layers,)` shares of the dense model's multiply-accumulates, and of the elements its layers write.
+    layer_class, group_class: `(layers,)`, `(groups,)` the same number for equal shapes: what is alike is measured once.
+    """
+
+    channels: np.ndarray
+    outputs: np.ndarray
+    inputs: np.ndarray
+    lost_outputs: np.ndarray
+    lost_inputs: np.ndarray
+    work: np.ndarray
+    traffic: np.ndarray
+    layer_class: np.ndarray
+    group_class: np.ndarray
+
+    @classmethod
+    def of(cls, structure: Structure) -> Shapes:
+        """The layers that multiply (`structure.positions`), and the groups that thin them."""
+        names = [name for name in structure.positions if len(structure.tensors[name].shape) > 1]
+        row = {name: i for i, name in enumerate(names)}
+        shapes = [structure.tensors[name].shape for name in names]
+        lost = np.zeros((2, len(structure.groups), len(names)))
+        touched: list[list[tuple[object, ...]]] = []
+        for g, group in enumerate(structure.groups):
+            touched.append([])
+            for part in group.slices:
+                if part.tensor in row and part.axis < 2:
+                    lost[part.axis, g, row[part.tensor]] += len(part.index) / group.channels / part.blocks
+                    shape = structure.tensors[part.tensor].shape
+                    touched[-1].append((structure.positions[part.tensor], shape, part.axis))
+        positions = np.array([structure.positions[name] for name in names], dtype=float)
+        work = positions * [float(np.prod(shape)) for shape in shapes]
+        traffic = positions * [shape[0] for shape in shapes]
+        owned = [tuple(bool(lost[axis, :, i].any()) for axis in (0, 1)) for i in range(len(names))]
+        layers = [(structure.positions[name], shapes[i], owned[i]) for i, name in enumerate(names)]
+        groups = [
+            (group.channels, tuple(sorted(map(repr, parts))))
+            for group, parts in zip(structure.groups, touched, strict=True)
+        ]
+        return cls(
+            channels=np.array([group.channels for group in structure.groups]),
+            outputs=np.array([shape[0] for shape in shapes], dtype=float),
+            inputs=np.array([shape[1] for shape in shapes], dtype=float),
+            lost_outputs=lost[0],
+            lost_inputs=lost[1],
+            work=work / max(work.sum(), 1.0),
+            traffic=traffic / max(traffic.sum(), 1.0),
+            layer_class=_numbered(layers),
+            group_class=_numbered(groups),
+        )
+
+    def layer_features(self, widths: np.ndarray, *, rising: bool = False) -> np.ndarray:
+        """`(n, groups)` widths to `(n, features, layers)`; only those that never fall as a width grows, if `rising`."""
+        gone = self.channels - widths
+        outputs, inputs = self.outputs - gone @ self.lost_outputs, self.inputs - gone @ self.lost_inputs
+        out, into = outputs / self.outputs, inputs / self.inputs
+        product = out * into
+        blocked = [_up(outputs, b) * _up(inputs, b) / (_up(self.outputs, b) * _up(self.inputs, b)) for b in BLOCKS]
+        compute, move = [product, *blocked], [out, into]
+        if not rising:
+            out4, out16, in4, in16 = outputs % 4 != 0, outputs % 16 != 0, inputs % 4 != 0, inputs % 16 != 0
+            compute += [odd * product for odd in (in4, in16, out4, out16, out4 & in4, out16 & in16)]
+            move += [out4 * out, out16 * out, in4 * into, in16 * into, out4 & in4]
+        return np.stack([*(f * self.work for f in compute), *(f * self.traffic for f in move)], axis=1)
+
+    @cached_property
+    def kinds(self) -> list[tuple[np.ndarray, float]]:
+        """`(layers,)` masks of layers that share coefficients, and these' scale. Memory bounds depthwise layers."""
+        depthwise = self.inputs == 1
+        found = [(~depthwise, COMMON), (depthwise, DEPTHWISE)]
+        found += [(self.layer_class == kind, SPECIFIC) for kind in np.unique(self.layer_class)]
+        return [(mask, scale) for mask, scale in found if mask.any()]
+
+    @cached_property
+    def group_features(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Group class -> its features of each width `(channels + 1, features)`, and the scales of their priors."""
+        found = {}
+        for kind in np.unique(self.group_class):
+            channels = int(self.channels[self.group_class == kind][0])
+            widths = np.arange(channels + 1)
+            columns, scales = [widths / channels], [LINEAR]
+            for step in ALIGNMENTS:
+                if step <= channels:
+                    columns += [(widths % step == 0) * 1.0, (widths % step == 0) * widths / channels]
+                    scales += [ALIGNED, ALIGNED]
+            for knot in np.unique(np.linspace(1, channels, min(channels, STEPS)).round())[1:]:
+                columns.append((widths >= knot) * 1.0)
+                scales.append(STEP)
+            found[int(kind)] = np.stack(columns, axis=1), np.array(scales)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """Relative latency (dense is about 1) as constant + layers + a table for each group.
+
+    weights: `(features, layers)`. tables: for each group, `(channels + 1,)` by width.
+    spread: the standard deviation of the leave-one-out residuals, relative.
+    """
+
+    shapes: Shapes
+    constant: float
+    weights: np.ndarray
+    tables: tuple[np.ndarray, ...]
+    spread: float = 0.0
+
+    rising: bool = False
+
+    def __call__(self, widths: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
+        """`(n, groups)` widths to `(n,)` relative latencies."""
+        rows = np.asarray(widths)
+        layers = self.shapes.layer_features(rows, rising=self.rising)
+        own = sum(table[rows[:, g]] for g, table in enumerate(self.tables))
+        return self.constant + np.tensordot(layers, self.weights, 2) + own
+
+
+def fit(shapes: Shapes, widths: np.ndarray, ratios: np.ndarray) -> Predictor:
+    """The predictor of these samples: `(n, groups)` widths, `(n,)` latencies over the dense model's."""
+    columns = _Columns(shapes, rising=False)
+    design = columns(widths) * columns.scales / ratios[:, None]  # relative errors count
+    weight = np.ones(len(ratios))
+    for _ in range(8):
+        inverse = np.linalg.inv(design @ design.T + np.diag(NOISE**2 / weight))
+        dual = inverse.sum(axis=1)
+        left_out = np.abs(dual / np.diag(inverse))
+        spread = 1.4826 * float(np.median(left_out))
+        weight = np.minimum(1.0, 2.5 * spread / np.maximum(left_out, 1e-12)) ** 2
+    return columns.predictor(columns.scales * (design.T @ dual), spread)
+
+
+def fit_rising(shapes: Shapes, widths: np.ndarray, ratios: np.ndarray) -> Predictor:
+    """A predictor that never falls as a width grows: rising features alone, and no coefficient below zero."""
+    columns = _Columns(shapes, rising=True)
+    design = columns(widths) * columns.scales / ratios[:, None]
+    # Normal equations, whose size is the number of columns; the prior makes them positive definite.
+    gram = design.T @ design + NOISE**2 * np.eye(design.shape[1])
+    root = np.linalg.cholesky(gram).T
+    target = np.linalg.solve(root.T, design.sum(axis=0))
+    coefficients, _ = nnls(root, target, maxiter=30 * len(root))
+    return columns.predictor(columns.scales * coefficients, 0.0)
+
+
+class _Columns:
+    """The columns of the regression, their priors' scales, and the way back from coefficients to a predictor."""
+
+    def __init__(self, shapes: Shapes, *, rising: bool) -> None:
+        self.shapes, self.rising = shapes, rising
+        self.count = shapes.layer_features(shapes.channels[None], rising=rising).shape[1]
+        self.tables: dict[int, np.ndarray] = {}
+        scales = [np.array([10.0]), *(np.full(self.count, scale) for _, scale in shapes.kinds)]
+        for kind, (table, scale) in shapes.group_features.items():
+            chosen = (np.diff(table, axis=0) >= 0).all(axis=0) if rising else np.ones(len(scale), dtype=bool)
+            self.tables[kind] = table[:, chosen]
+            scales.append(scale[chosen])
+        self.scales = np.concatenate(scales)
+
+    def __call__(self, widths: np.ndarray) -> np.ndarray:
+        """`(n, groups)` widths to `(n, columns)`."""
+        layers = self.shapes.layer_features(widths, rising=self.rising)
+        columns = [np.ones((len(widths), 1)), *(layers[:, :, mask].sum(axis=2) for mask, _ in self.shapes.kinds)]
+        for kind, table in self.tables.items():
+            columns.append(table[widths[:, self.shapes.group_class == kind]].sum(axis=1))
+        return np.concatenate(columns, axis=1)
+
+    def predictor(self, coefficients: np.ndarray, spread: float) -> Predictor:
+        """Coefficients gathered by layer and by group."""
+        constant, rest = float(coefficients[0]), coefficients[1:]
+        weights = np.zeros((self.count, len(self.shapes.work)))
+        for mask, _ in self.shapes.kinds:
+            weights[:, mask] += rest[: self.count, None]
+            rest = rest[self.count :]
+        tables = {}
+        for kind, table in self.tables.items():
+            tables[kind], rest = table @ rest[: table.shape[1]], rest[table.shape[1] :]
+        own = tuple(tables[int(kind)] for kind in self.shapes.group_class)
+        return Predictor(self.shapes, constant, weights, own, spread, self.rising)
+
+
+def _up(count: np.ndarray, block: int) -> np.ndarray:
+    return np.ceil(count / block) * block
+
+
+def _numbered(keys: Sequence[object]) -> np.ndarray:
+    """The same number for equal keys, in order of appearance."""
+    seen: dict[object, int] = {}
+    return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=int)

@@ -1,0 +1,311 @@
+"""A latency table: what a device takes for policies of one model, measured once, used anywhere.
+
+It holds the measured policies themselves, raw; the predictor is fitted to them on loading (`latency.predict`), so a
+better predictor makes old tables better. It knows the device it was measured on, and its own error, from policies that
+the fit never saw. It is plain JSON: built on the device, copied, and used elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy.stats import spearmanr
+
+from amc.errors import DeviceError
+from amc.files import dump_json, read_json, write_atomic
+from amc.groups import Structure
+from latency.device import Device
+from latency.paired import Progress, Reading
+from latency.predict import Predictor, Shapes, fit
+
+BATCH = 8
+"""Policies sent to the device at a time."""
+ENOUGH = 0.02
+"""Leave-one-out error at which more samples are not worth their time."""
+SLOWED = 1.3
+"""A sample during which the dense model took so many times its best is taken again."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=500)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class DeviceInfo(_Strict):
+    """The fingerprint of a device."""
+
+    cpu: Name
+    cores: Annotated[int, Field(ge=1)]
+    machine: Name
+    system: Name
+    onnxruntime: Name
+    available: Annotated[list[Name], Field(max_length=50)]
+
+
+class Conditions(_Strict):
+    """How latency was measured."""
+
+    batch: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] = 1
+    providers: list[Name] = ["cpu"]
+    optimization: Name = "all"
+
+
+class GroupWidths(_Strict):
+    """A group of the model."""
+
+    name: Name
+    channels: Annotated[int, Field(ge=1)]
+
+
+class Sample(_Strict):
+    """A policy, and its latency over the dense model's, measured side by side."""
+
+    widths: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=100_000)]
+    ratio: Positive
+
+
+class TableError(_Strict):
+    """How far predictions were from policies that were held out, as fractions of the measured latency."""
+
+    mean: float
+    p99: float
+    within_10_percent: float
+    spearman: float
+    policies: int
+
+
+class LatencyTable(_Strict):
+    """See the module. `structure` is `structure_key` of the traced model; widths are in the order of `groups`."""
+
+    format: Literal["amc/latency-table"] = "amc/latency-table"
+    version: Literal[1] = 1
+    model: Name
+    structure: Name
+    groups: Annotated[list[GroupWidths], Field(max_length=100_000)]
+    device: DeviceInfo
+    conditions: Conditions
+    dense_ms: Positive
+    samples: Annotated[list[Sample], Field(max_length=100_000)]
+    held_out: Annotated[list[Sample], Field(max_length=100_000)]
+    corrections: Annotated[list[Sample], Field(max_length=100_000)] = []
+    error: TableError | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
+        """Read a table. Raises DeviceError: it can't be read, is no table, or contradicts itself."""
+        name = os.fspath(path)
+        try:
+            table = cls.model_validate(read_json(path))
+        except OSError as error:
+            raise DeviceError(f"latency table `{name}` can't be read: {error.strerror}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise DeviceError(f"latency table `{name}` is not valid: {where}: {first['msg']}") from error
+        except ValueError as error:
+            raise DeviceError(f"latency table `{name}` is not valid JSON: {error}") from error
+        channels = [group.channels for group in table.groups]
+        for sample in (*table.samples, *table.held_out, *table.corrections):
+            if len(sample.widths) != len(channels) or any(w > c for w, c in zip(sample.widths, channels, strict=True)):
+                raise DeviceError(f"latency table `{name}` is not valid: a policy in it does not fit its groups")
+        return table
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table, whole or not at all."""
+        write_atomic(path, dump_json(self.model_dump()))
+
+    def check(self, structure: Structure, conditions: Conditions, device: Mapping[str, Any] | None = None) -> None:
+        """Refuse another model, other conditions, or (where `device` is a fingerprint) another device.
+
+        Raises DeviceError that names what differs.
+        """
+        again = "build one with `amc latency --model … --table FILE`"
+        if self.structure != structure_key(structure):
+            raise DeviceError(
+                f"the latency table is of another model ({self.model}): its groups or shapes differ; {again}"
+            )
+        for name, mine in self.conditions.model_dump().items():
+            theirs = getattr(conditions, name)
+            if mine != theirs:
+                raise DeviceError(f"the latency table was measured with {name} {mine}, but {theirs} is asked; {again}")
+        for name, mine in self.device.model_dump().items() if device is not None else ():
+            theirs = (device or {}).get(name)
+            if mine != theirs:
+                raise DeviceError(
+                    f"the latency table is of another device: its {name} is {mine}, not {theirs}; {again}"
+                )
+
+    def predictor(self, structure: Structure) -> Predictor:
+        """Relative latency of any policy, from every sample in the table."""
+        known = [*self.samples, *self.corrections]
+        widths = np.array([sample.widths for sample in known], dtype=int).reshape(len(known), len(self.groups))
+        return fit(Shapes.of(structure), widths, np.array([sample.ratio for sample in known]))
+
+    def corrected(self, measured: Sequence[tuple[Sequence[int], float]]) -> LatencyTable:
+        """This table and finalists' measurements: widths, and latency over the dense model's."""
+        samples = [Sample(widths=[int(w) for w in widths], ratio=ratio) for widths, ratio in measured]
+        return self.model_copy(update={"corrections": [*self.corrections, *samples]})
+
+
+def structure_key(structure: Structure) -> str:
+    """A hash of what latency depends on: the groups, and the shapes that they slice."""
+    parts: list[Any] = [(name, info.shape) for name, info in structure.tensors.items()]
+    parts += [(group.name, group.channels, group.widths) for group in structure.groups]
+    parts += sorted(structure.positions.items())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def draw(structure: Structure, rng: np.random.Generator) -> list[int]:
+    """A random policy: a level for all groups, scatter round it, and often an alignment that kernels like."""
+    level, scatter = rng.uniform(0.1, 1.0), rng.uniform(0.0, 0.6)
+    align = int(rng.choice([1, 1, 4, 8, 16]))
+    widths = []
+    for group in structure.groups:
+        wanted = group.channels * (level + scatter * rng.uniform(-1, 1))
+        if rng.random() < 0.8:
+            wanted = round(wanted / align) * align
+        widths.append(group.snap(min(max(wanted, group.floor), group.channels)))
+    return widths
+
+
+class _Builder:
+    """Asks the device for samples, and takes again what was disturbed."""
+
+    def __init__(
+        self, device: Device, files: Callable[[Sequence[int]], bytes], dense: bytes, conditions: Conditions, seed: int
+    ) -> None:
+        self.device, self.files, self.dense, self.conditions, self.seed = device, files, dense, conditions, seed
+        self.best_ms = math.inf
+        self.dense_ms: list[float] = []
+
+    def measure(self, policies: Sequence[Sequence[int]], seconds: float) -> list[Sample]:
+        """Samples of these policies, but for those that were disturbed three times."""
+        found, queue = [], [(list(policy), 0) for policy in policies]
+        while queue:
+            batch, queue = queue[:BATCH], queue[BATCH:]
+            readings = self._readings([widths for widths, _ in batch], seconds)
+            bases = [reading.median_ms / reading.ratio for reading in readings]
+            self.best_ms = min(self.best_ms, float(np.median(bases)))
+            for (widths, tries), reading, base in zip(batch, readings, bases, strict=True):
+                if base <= SLOWED * self.best_ms:
+                    found.append(Sample(widths=widths, ratio=round(reading.ratio, 5)))
+                    self.dense_ms.append(base)
+                elif tries < 2:
+                    queue.append((widths, tries + 1))
+        return found
+
+    def _readings(self, policies: Sequence[Sequence[int]], seconds: float) -> list[Reading]:
+        models = {"dense": self.dense, **{str(i): self.files(widths) for i, widths in enumerate(policies)}}
+        options = self.conditions.model_dump()
+        found = self.device.measure(
+            models, seconds=seconds, tightness=0.006, passes=1, tries=1, seed=self.seed, **options
+        )
+        return [found[str(i)] for i in range(len(policies))]
+
+
+def build_table(
+    structure: Structure,
+    files: Callable[[Sequence[int]], bytes],
+    dense: bytes,
+    device: Device,
+    *,
+    model: str,
+    path: str | os.PathLike[str] | None = None,
+    conditions: Conditions | None = None,
+    samples: int = 320,
+    held_out: int = 24,
+    seconds: float = 0.2,
+    limit: float = 90.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LatencyTable:
+    """Measure random policies until the leave-one-out error is small, `samples` are taken, or `limit` seconds passed.
+
+    files: widths -> ONNX file of that policy (`latency.policy_files`). dense: the dense model's.
+    path: where the table is written as it grows. One that was cut short is gone on with.
+    seconds: time for each policy.
+
+    Raises:
+        DeviceError: the device fails, or the table at `path` is of another model or device.
+    """
+    conditions = conditions or Conditions()
+    fingerprint = device.fingerprint()
+    table = _started(path, structure, conditions, fingerprint)
+    if table is not None and table.error is not None:
+        return table
+    builder = _Builder(device, files, dense, conditions, seed)
+    taken = list(table.samples) if table else []
+    if table:
+        builder.dense_ms = [table.dense_ms]
+    total, start = samples + held_out, time.monotonic()
+    rng = np.random.default_rng([seed, len(taken)])
+
+    def current(held: list[Sample], error: TableError | None) -> LatencyTable:
+        return LatencyTable(
+            model=model,
+            structure=structure_key(structure),
+            groups=[GroupWidths(name=group.name, channels=group.channels) for group in structure.groups],
+            device=DeviceInfo.model_validate(fingerprint),
+            conditions=conditions,
+            dense_ms=round(float(np.median(builder.dense_ms)), 6),
+            samples=taken,
+            held_out=held,
+            error=error,
+        )
+
+    corners = [[group.channels for group in structure.groups], [group.floor for group in structure.groups]]
+    while len(taken) < samples and not (time.monotonic() - start > limit and len(taken) >= 40):
+        policies = [draw(structure, rng) for _ in range(min(2 * BATCH, samples - len(taken)))]
+        taken += builder.measure(corners + policies if not taken else policies, seconds)
+        if not taken:
+            raise DeviceError("the device was too busy for a latency table: the dense model's own time kept changing")
+        if path is not None:
+            current([], None).save(path)
+        if progress:
+            progress(len(taken), total, "policies measured")
+        if len(taken) >= 80 and current([], None).predictor(structure).spread < ENOUGH:
+            break
+    rng = np.random.default_rng([seed, 2**31])
+    held = builder.measure([draw(structure, rng) for _ in range(held_out)], 3 * seconds)
+    error = table_error(current([], None).predictor(structure), held) if len(held) > 2 else None
+    table = current(held, error)
+    if path is not None:
+        table.save(path)
+    if progress:
+        progress(total, total, "held-out policies measured")
+    return table
+
+
+def _started(
+    path: str | os.PathLike[str] | None, structure: Structure, conditions: Conditions, fingerprint: Mapping[str, Any]
+) -> LatencyTable | None:
+    if path is None or not Path(path).exists():
+        return None
+    table = LatencyTable.load(path)
+    table.check(structure, conditions, fingerprint)
+    return table
+
+
+def table_error(predictor: Predictor, held: Sequence[Sample]) -> TableError:
+    """Predicted against measured, on policies that the fit did not see."""
+    measured = np.array([sample.ratio for sample in held])
+    predicted = predictor(np.array([sample.widths for sample in held]))
+    off = np.abs(predicted / measured - 1)
+    return TableError(
+        mean=round(float(off.mean()), 4),
+        p99=round(float(np.quantile(off, 0.99)), 4),
+        within_10_percent=round(float((off <= 0.1).mean()), 4),
+        spearman=round(float(spearmanr(predicted, measured)[0]), 4),
+        policies=len(held),
+    )
