@@ -14,13 +14,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
 from search.finished import Anchor, TrialRecord
 from search.numbers import PREFIXES, UNITS, accuracy_text, amount, name_of
-from search.sensitivity import Sensitivity
+
+if TYPE_CHECKING:
+    from search.sensitivity import Sensitivity
 
 INK, FAINT, GROUND = "#1b1f24", "#d5d9de", "#fefefe"
 BEST, UNIFORM, FRONT, TRIAL, DENSE = "#0072b2", "#d55e00", "#009e73", "#7a8594", "#a8578a"
@@ -86,7 +88,13 @@ def keep_ratios(channels: Mapping[str, int], best: Mapping[str, int], uniform: M
         shown = [axes.bar(range(len(names)), ratios, color=BEST, width=0.72, label="best")]
         if len(even) == len(names):
             shown += axes.plot(
-                range(len(names)), even, "D-", color=UNIFORM, markersize=5, linewidth=1.2, label="uniform"
+                range(len(names)),
+                even,
+                "D-",
+                color=UNIFORM,
+                markersize=5 if len(names) <= 40 else 2,
+                linewidth=1.2,
+                label="uniform",
             )
         every = -(-len(names) // 40)
         axes.set_xticks(range(0, len(names), every), [label(name) for name in names[::every]])
@@ -191,7 +199,8 @@ def run_front(cost: str, points: Mapping[str, tuple[float, float]], dense: tuple
         if dense:
             at = [dense[0] / prefix_scale], [scale * dense[1]]
             axes.plot(*at, "o", color=INK, markerfacecolor="none", markersize=8, label="dense")
-        axes.set(xlabel=f"{name_of(cost)}, {prefix}{UNITS.get(cost, '')}".rstrip(", "))
+        unit = UNITS.get(cost, "")
+        axes.set(xlabel=f"{name_of(cost)}, {prefix}{' ' if prefix and unit == 'MACs' else ''}{unit}".rstrip(", "))
         axes.set(ylabel=_with_percent("accuracy", scale))
         figure.legend(loc="outside upper left", ncols=2 if len(points) < 6 else 3, fontsize=9)
     on_it = ", ".join(label(names[i]) for i in pareto_front(values))

@@ -14,14 +14,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amc.errors import AmcError, RunError
 from amc.files import read_json
 from amc.policy import Policy, load_policy
-from search.sensitivity import Sensitivity, load_sensitivity
+
+if TYPE_CHECKING:
+    from search.sensitivity import Sensitivity
 
 STUDY_LIMIT = 2**30
 NOT_COSTS = {"accuracy", "reward", "seconds"}
@@ -205,7 +207,7 @@ def read_run(path: Path) -> FinishedRun:
     policy = attempt(lambda: load_policy(_regular(path / "policy.json")), None)
     trials = attempt(lambda: read_trials(path / "study.db"), ())
     curves = path / "sensitivity.json"
-    sensitivity = attempt(lambda: load_sensitivity(_regular(curves)), None) if curves.exists() else None
+    sensitivity = attempt(lambda: _sensitivity(curves), None) if curves.exists() else None
     return FinishedRun(path, result, settings, policy, trials, sensitivity, tuple(notes))
 
 
@@ -223,6 +225,12 @@ def _document(path: Path, model: type[T]) -> T:
         raise RunError(f"{path} is not what a run writes: `{where}`: {first['msg']}") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _sensitivity(path: Path) -> Sensitivity:
+    from search.sensitivity import load_sensitivity  # needs torch, which most reports do without
+
+    return load_sensitivity(_regular(path))
 
 
 def _regular(path: Path) -> Path:

@@ -126,13 +126,18 @@ def verdict(run: FinishedRun) -> str:
     assert before is not None
     where = "the unseen split" if unseen else "the search split"
     sentence = (
-        f"{' and '.join(parts) or 'A slim model'}, at {accuracy_text(now)} on {where}: "
+        f"{_listed(parts) or 'A slim model'}, at {accuracy_text(now)} on {where}: "
         f"{difference_text(now, before)} against the dense model"
     )
     ours, theirs = interval(run, best), interval(run, dense)
     if ours and theirs and ours[0] <= theirs[1] and theirs[0] <= ours[1]:
         sentence += " (their 95 % intervals overlap)"
     return sentence + f"; {against_uniform(result)}."
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def against_uniform(result: RunResult) -> str:
