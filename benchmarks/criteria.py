@@ -28,7 +28,7 @@ from amc.evaluate import accuracy, in_memory, kept_units, recalibrate
 from amc.importance import rank
 from amc.models import load_model
 from amc.reconstruct import gather, refit
-from amc.slim import slim
+from amc.slim import slim, verify
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "criteria.md"
@@ -43,8 +43,8 @@ COLUMNS = {
 INTRODUCTION = """\
 A criterion gives every group one vector for each of its *members*: the layers that produce the group's channels (`l1`,
 `l2`, `fpgm`), their norms (`bn_scale`), or the layers that read the channels, which see them after batch norm and
-activation (the criteria that need data). `taylor`, `fisher`, `hessian`, `thinet` and `lasso` judge a unit as a whole and
-give one vector a group. Each member is divided by its `normalize` (`none`, `mean`, `max`, `l2`), then members are
+activation (the criteria that need data). `taylor`, `fisher`, `hessian`, `thinet` and `lasso` judge a unit as a whole,
+one vector a group. Each member is divided by its `normalize` (`none`, `mean`, `max`, `l2`), then members are
 aggregated (`sum`, `mean`, `max`, `first`). A group that a criterion sees nothing of is ranked by `l1`, with a warning.
 A criterion of your own is a function and a line: `examples/own_importance.py`."""
 
@@ -53,7 +53,8 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     data = load_data(args.data, mean=args.mean, std=args.std, input_size=args.input_size, seed=0)
     assert data.train is not None
     loaded = load_model(args.model, weights=args.weights, data=data)
-    dense, structure = loaded.model, trace(loaded.model, loaded.inputs)
+    dense = loaded.model
+    structure = verify(dense, loaded.inputs, trace(dense, loaded.inputs, only=args.only))
     scored = in_memory(data.val, args.images)
     calibration = in_memory(data.train, args.calibration, batch=128)
 
@@ -89,6 +90,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     return {
         "model": args.model,
         "budget": args.budget,
+        "only": args.only,
         "dense": accuracy(dense, scored),
         "images": sum(len(labels) for _, labels in scored),
         "calibration": args.calibration,
@@ -96,7 +98,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         "gather_seconds": round(gathering, 2),
         "costs": spent(costs, widths),
         "widths": named,
-        "frozen": [item.name for item in structure.frozen],
+        "groups": len(structure.groups),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
         "criteria": rows,
     }
@@ -121,14 +123,13 @@ def page() -> str:
         rows = sorted(result["criteria"].items(), key=lambda item: -item[1]["both"])
         error = 100 * (0.25 / result["images"]) ** 0.5
         lines += [
-            f"## {result['model']}, uniform at `{result['budget']}`",
+            f"## {result['model']}, uniform at `{result['budget']}`, "
+            + (", ".join(f"`{pattern}`" for pattern in result["only"]) + " alone" if result["only"] else "all groups"),
             "",
             f"Dense accuracy {result['dense']:.3f}. Accuracy on {result['images']:,} images of the search split "
             f"(standard error at most {error:.1f} points), without training; {result['calibration']} calibration "
             f"images. Patches for least squares: {result['gather_seconds']:.1f} s, once. `random`: mean over "
             f"{result['random_seeds']} seeds. Machine: {result['machine']}.",
-            "",
-            f"Frozen: {', '.join(f'`{name}`' for name in result['frozen']) or 'nothing'}.",
             "",
             "| criterion | " + " | ".join(COLUMNS.values()) + " |",
             "|---|" + "---:|" * len(COLUMNS),
@@ -146,6 +147,8 @@ def main() -> None:
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--weights")
     parser.add_argument("--budget", default="flops=0.5")
+    parser.add_argument("--only", nargs="+", default=[], help="shell patterns: prune these groups alone")
+    parser.add_argument("--name", help="of the kept results; default the model's")
     parser.add_argument("--mean", type=float, nargs="+", default=IMAGENET_MEAN)
     parser.add_argument("--std", type=float, nargs="+", default=IMAGENET_STD)
     parser.add_argument("--input-size", type=int, nargs=2, default=(32, 32))
@@ -156,7 +159,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.data:
         RESULTS.mkdir(exist_ok=True)
-        file = RESULTS / f"criteria-{Path(args.model).stem}.json"
+        file = RESULTS / f"criteria-{args.name or Path(args.model).stem}.json"
         file.write_text(json.dumps(measure(args), indent=1) + "\n")
     if args.page:
         PAGE.parent.mkdir(exist_ok=True)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amc.architectures import digits_resnet, mobilenet_v2
+from amc.coupling import trace
 from amc.criteria_reconstruction import inner_products, last_penalty, removal_step
 from amc.errors import ModelError, UsageError
 from amc.groups import Group, Slice, Structure, TensorInfo
@@ -216,7 +218,7 @@ def test_wanda_is_weight_times_input_norm():
     np.testing.assert_allclose(importance(model, structure, "wanda", batches=NO_LABELS)["0"], [7 * norm, 4.5 * norm])
 
 
-def mean_output(output: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001
+def mean_output(output: Tensor, labels: Tensor) -> Tensor:
     return output.mean()
 
 
@@ -430,3 +432,35 @@ def test_every_criterion_orders_every_group_the_same_twice(criterion: str):
     for group in structure.groups:
         assert sorted(first[group.name].tolist()) == list(range(group.channels))
         np.testing.assert_array_equal(first[group.name], again[group.name])
+
+
+TRACED = {
+    "digits_resnet": (digits_resnet, (1, 8, 8)),
+    "mobilenet_v2": (mobilenet_v2, (3, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_every_criterion_sees_every_group_of_real_networks(name: str, caplog: pytest.LogCaptureFixture):
+    torch.manual_seed(0)
+    factory, shape = TRACED[name]
+    model = factory().eval()
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    structure = trace(model, (x[:1],))
+    for criterion in CRITERIA:
+        if criterion == "hessian" and name != "digits_resnet":
+            continue  # the same gates as fisher's, and half a minute
+        found = importance(model, structure, criterion, batches=[(x, torch.arange(4))])
+        assert all(np.ptp(found[group.name]) > 0 for group in structure.groups) or criterion == "bn_scale"
+    assert not caplog.text
+
+
+def test_l1_of_a_blocks_inner_channels_is_the_norm_of_its_first_convolution():
+    torch.manual_seed(0)
+    model = digits_resnet().eval()
+    ranked = rank(model, trace(model, (torch.zeros(1, 1, 8, 8),)))
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name.endswith(".conv1.weight")}
+    assert weights
+    for name, weight in weights.items():
+        expected = weight.abs().sum((1, 2, 3)).argsort(descending=True)
+        assert ranked[name.removesuffix(".weight")].tolist() == expected.tolist()

@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amc.architectures import digits_resnet
+from amc.coupling import trace
 from amc.errors import ModelError
 from amc.groups import Group, Slice, Structure
 from amc.reconstruct import gather, patches, refit
+from amc.slim import slim
 from tests.test_importance import net, net_structure, slice_, structure_of
 
 CONVOLUTIONS = [
@@ -188,3 +191,16 @@ def test_another_slim_model_is_refused():
     grams = gather(model, structure, images())
     with pytest.raises(ModelError, match=r"'3.weight' of the slim model has shape \(5, 3, 3, 3\)"):
         refit(cut(model, np.array([0, 1, 2])), structure, grams, {"0": np.array([0, 1])})
+
+
+def test_a_traced_and_slimmed_network_is_nearer_to_the_dense_one():
+    """Every group at half its width, the residual streams included."""
+    torch.manual_seed(0)
+    model = digits_resnet().eval()
+    x = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    structure = trace(model, (x[:1],))
+    kept = {group.name: np.arange(group.snap(group.channels / 2)) for group in structure.groups}
+    sliced, refitted = (slim(model, structure, kept) for _ in range(2))
+    refit(refitted, structure, gather(model, structure, [(x, None)]), kept)
+    errors = [F.mse_loss(candidate(x), model(x)).item() for candidate in (refitted, sliced)]
+    assert errors[0] < 0.5 * errors[1]
