@@ -1,9 +1,9 @@
 """Latency as a cost that a budget can rest on: monotone in every width, and true.
 
 The measured staircase is neither: 31 channels can be slower than 32. So each group's width stands for the wider one
-that is cheapest (its channels are free), the widths that remain rise in cost, and on these a predictor of rising
-features is fitted to the table's own predictions. The cost of a policy is that of its widened policy, which `widen`
-returns and which the search should evaluate: it is at least as wide, and no slower.
+that is cheapest (its channels are free, or nearly), the widths that remain rise in cost, and on these a predictor of
+rising features is fitted to the table's own predictions. The cost of a policy is that of its widened policy, which
+`widen` returns and which the search should evaluate: it is at least as wide, and its cost is the same.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from latency.table import LatencyTable
 CONTEXTS = (0.25, 0.5, 0.75, 1.0)
 """Levels of all other groups at which a group's own staircase is looked at."""
 POLICIES = 800
+FREE = 0.3
+"""A channel is free when it costs less than this share of the group's average channel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +97,8 @@ def _wider(structure: Structure, raw: Predictor, group: int) -> np.ndarray:
         others = [other.snap(max(16, 16 * round(level * other.channels / 16))) for other in structure.groups]
         rows += [[*others[:group], width, *others[group + 1 :]] for width in allowed]
     cost = raw(np.array(rows)).reshape(len(CONTEXTS), len(allowed)).mean(axis=0)
+    # Ties are never exact among measured values.
+    cost -= FREE * (cost.max() - cost.min()) * np.asarray(allowed) / allowed[-1]
     best = np.arange(len(allowed))
     for at in range(len(allowed) - 2, -1, -1):
         best[at] = at if cost[at] < cost[best[at + 1]] else best[at + 1]

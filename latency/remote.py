@@ -2,8 +2,8 @@
 
 Nothing is written on the far side and nothing stays there: the worker's source is the first thing on its standard
 input, and models are opened from memory. Each request is a connection of its own, so a device that reboots, a killed
-daemon or a dropped link costs one try. Three tries with a pause between them, each with a deadline, then a DeviceError: never a
-hang, never a made-up number.
+daemon or a dropped link costs one try. Three tries with a pause between them, each with a deadline, then a DeviceError:
+never a hang, never a made-up number.
 
 The host key is checked against the user's known hosts, and authentication is by key or agent alone. What the far side
 prints is data of one schema or an error.
@@ -124,10 +124,9 @@ class SshDevice:
         """As `latency.measure`, there. Raises DeviceError when three tries failed."""
         check_settings(baseline, models, batch, threads, optimization, seconds)
         data = {name: read_model(model) for name, model in models.items()}
-        settings = {
-            "op": "measure", "baseline": baseline, "batch": batch, "threads": threads, "providers": None if providers is None else list(providers),
-            "optimization": optimization, "seconds": seconds, "tightness": tightness, "passes": passes, "seed": seed,
-        }  # fmt: skip
+        settings: dict[str, Any] = {"op": "measure", "baseline": baseline, "batch": batch, "threads": threads}
+        settings |= {"providers": None if providers is None else list(providers), "optimization": optimization}
+        settings |= {"seconds": seconds, "tightness": tightness, "passes": passes, "seed": seed}
 
         def take(chosen: Mapping[str, bytes]) -> dict[str, list[list[list[float]]]]:
             def parse(result: Any) -> dict[str, list[list[list[float]]]]:

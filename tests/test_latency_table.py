@@ -1,0 +1,236 @@
+"""Tables and the cost built on them, on a made-up device whose staircase is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amc.errors import DeviceError
+from amc.groups import Group, Layer, Slice, Structure, TensorInfo
+from latency import LatencyCost, LatencyTable, build_table, open_device
+from latency.table import Conditions, draw
+
+CHANNELS = (16, 32, 32, 48)
+
+
+def plain(channels=CHANNELS) -> Structure:
+    """A chain of convolutions; each group is one's outputs and the next one's inputs."""
+    names = [f"conv{i}" for i in range(len(channels) + 1)]
+    shapes = [(out, into, 3, 3) for out, into in zip((*channels, 10), (3, *channels), strict=True)]
+    tensors = {f"{name}.weight": TensorInfo(shape, "float32", True) for name, shape in zip(names, shapes, strict=True)}
+    positions = {f"{name}.weight": 1024 >> i for i, name in enumerate(names)}
+    groups = []
+    for i, width in enumerate(channels):
+        index = np.arange(width)
+        parts = (Slice(f"conv{i}.weight", 0, index, index), Slice(f"conv{i + 1}.weight", 1, index, index))
+        groups.append(Group(names[i], width, tuple(range(1, width + 1)), slices=parts, layer=Layer(names[i])))
+    return Structure(tuple(groups), (), tensors, positions)
+
+
+def up(width: float) -> float:
+    return 16 * math.ceil(width / 16)
+
+
+def staircase(widths) -> float:
+    """Milliseconds: blocks of 16 channels, and a penalty where a count isn't a multiple of 4."""
+    total, into = 0.2, 3.0
+    for i, out in enumerate((*widths, 10)):
+        total += (1024 >> i) * up(out) * (into if i == 0 else up(into)) * (1.1 if out % 4 else 1.0) * 2e-6
+        into = out
+    return total
+
+
+class FakeDevice:
+    """Measures a file, which holds the policy's widths as JSON, by the closed form, with noise and disturbances."""
+
+    name = "fake"
+
+    def __init__(self, *, noise: float = 0.005, slow=lambda call: 1.0, fail_after: int = 10**9, lie=lambda call: 1.0):
+        self.rng, self.calls, self.noise = np.random.default_rng(0), 0, noise
+        self.slow, self.fail_after, self.lie = slow, fail_after, lie
+
+    def measure(self, models, **options):
+        self.calls += 1
+        if self.calls > self.fail_after:
+            raise DeviceError("gone")
+        dense = staircase(json.loads(models["dense"]))
+        found = {}
+        for name, data in models.items():
+            ratio = staircase(json.loads(data)) / dense * math.exp(self.noise * self.rng.standard_normal())
+            ratio *= self.lie(self.calls)
+            found[name] = SimpleNamespace(ratio=ratio, median_ms=ratio * dense * self.slow(self.calls))
+        return found
+
+    def fingerprint(self):
+        return {"cpu": "made up", "cores": 2, "machine": "x", "system": "y", "onnxruntime": "1", "available": ["cpu"]}
+
+
+def files(widths) -> bytes:
+    return json.dumps([int(w) for w in widths]).encode()
+
+
+def built(device=None, structure=None, **options) -> LatencyTable:
+    options = {"samples": 120, "held_out": 20, **options}
+    return build_table(structure or plain(), files, files(CHANNELS), device or FakeDevice(), model="plain", **options)
+
+
+@pytest.fixture(scope="module")
+def table() -> LatencyTable:
+    return built()
+
+
+@pytest.fixture(scope="module")
+def cost(table) -> LatencyCost:
+    return LatencyCost.of(table, plain())
+
+
+def test_predicts_policies_it_never_saw(table):
+    assert table.error is not None
+    assert table.error.mean < 0.03
+    assert table.error.spearman > 0.97
+    assert table.error.policies == 20
+    rng = np.random.default_rng(5)
+    policies = np.array([draw(plain(), rng) for _ in range(200)])
+    truth = np.array([staircase(policy) for policy in policies]) / staircase(CHANNELS)
+    off = np.abs(table.predictor(plain())(policies) / truth - 1)
+    assert off.mean() < 0.03
+    assert (off < 0.1).mean() >= 0.98
+
+
+def test_finds_the_free_channels(cost):
+    assert cost.widen((16, 17, 20, 33)) == (16, 32, 32, 48)
+    assert cost.widen((16, 16, 16, 16)) == (16, 16, 16, 16)
+
+
+widths = st.tuples(*(st.integers(1, channels) for channels in CHANNELS))
+
+
+@settings(max_examples=200, deadline=None)
+@given(widths, widths)
+def test_cost_never_falls_as_a_width_grows(cost, one, other):
+    low, high = tuple(map(min, one, other)), tuple(map(max, one, other))
+    assert cost(low) <= cost(one) <= cost(high)
+
+
+@settings(max_examples=100, deadline=None)
+@given(widths)
+def test_widening_is_free_and_final(cost, policy):
+    wide = cost.widen(policy)
+    assert all(w >= p for w, p in zip(wide, policy, strict=True))
+    assert cost(wide) == cost(policy)
+    assert cost.widen(wide) == wide
+
+
+def test_cost_is_milliseconds_and_true_for_widened_policies(cost):
+    assert cost(CHANNELS) == pytest.approx(cost.dense)
+    assert cost.dense == pytest.approx(staircase(CHANNELS), rel=0.02)
+    rng = np.random.default_rng(1)
+    policies = [cost.widen(draw(plain(), rng)) for _ in range(100)]
+    off = [abs(cost(policy) / staircase(policy) - 1) for policy in policies]
+    assert np.mean(off) < 0.05
+    assert (cost.name, cost.unit) == ("latency", "ms")
+
+
+def test_shares_name_the_layers_that_pay(cost):
+    shares = cost.shares()
+    truth = []
+    for g in range(len(CHANNELS)):
+        narrow = [1 if i == g else channels for i, channels in enumerate(CHANNELS)]
+        truth.append(1 - staircase(narrow) / staircase(CHANNELS))
+    assert np.argsort(shares).tolist() == np.argsort(truth).tolist()
+
+
+def test_a_finalist_that_measured_slower_makes_predictions_rise(table, cost):
+    policy = cost.widen((16, 16, 16, 16))
+    wrong = cost.ratio(policy) * 1.08
+    again = LatencyCost.of(table.corrected([(policy, wrong)] * 3), plain())
+    assert abs(again.ratio(policy) / wrong - 1) < 0.01
+    assert again(CHANNELS) == pytest.approx(table.dense_ms)
+    assert again.ratio((1, 1, 1, 1)) <= again.ratio(policy)
+
+
+def test_liars_among_the_samples_lose_their_weight():
+    """Every ninth reading is off by a factor: something else ran on the model's turn only."""
+    table = built(FakeDevice(lie=lambda call: 2.5 if call % 9 == 4 else 1.0), held_out=3)
+    rng = np.random.default_rng(5)
+    policies = np.array([draw(plain(), rng) for _ in range(200)])
+    truth = np.array([staircase(policy) for policy in policies]) / staircase(CHANNELS)
+    assert np.median(np.abs(table.predictor(plain())(policies) / truth - 1)) < 0.04
+
+
+def test_readings_while_the_baseline_was_slow_are_taken_again():
+    device = FakeDevice(slow=lambda call: 3.0 if 3 <= call <= 5 else 1.0)
+    table = built(device, samples=80)
+    assert len(table.samples) >= 80
+    assert table.dense_ms == pytest.approx(staircase(CHANNELS), rel=0.02)
+
+
+def test_a_build_cut_short_goes_on_where_it_was(tmp_path):
+    path = tmp_path / "table.json"
+    with pytest.raises(DeviceError, match="gone"):
+        built(FakeDevice(fail_after=8), path=path)
+    part = LatencyTable.load(path)
+    assert 40 <= len(part.samples) < 120
+    assert part.error is None
+    device, steps = FakeDevice(), []
+    whole = built(device, path=path, progress=lambda *step: steps.append(step))
+    assert whole.samples[: len(part.samples)] == part.samples
+    assert LatencyTable.load(path) == whole
+    assert [done for done, _, _ in steps] == sorted(done for done, _, _ in steps)
+    calls = device.calls
+    assert built(device, path=path) == whole
+    assert device.calls == calls
+
+
+def test_refuses_another_model_device_or_condition(table):
+    mine = FakeDevice().fingerprint()
+    table.check(plain(), Conditions(), mine)
+    with pytest.raises(DeviceError, match="of another model"):
+        table.check(plain((16, 32, 32, 32)), Conditions())
+    with pytest.raises(DeviceError, match="its cpu is made up, not other"):
+        table.check(plain(), Conditions(), {**mine, "cpu": "other"})
+    with pytest.raises(DeviceError, match="measured with threads 1, but 2 is asked"):
+        table.check(plain(), Conditions(threads=2))
+
+
+def test_a_table_stands_for_a_device_that_is_not_there(table, tmp_path):
+    table.save(tmp_path / "t.json")
+    device = open_device(str(tmp_path / "t.json"))
+    assert device.fingerprint() == FakeDevice().fingerprint()
+    with pytest.raises(DeviceError, match="nothing can be measured"):
+        device.measure({"dense": b""})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda text: text[: len(text) // 2], "not valid JSON"),
+        (lambda text: text.replace('"version": 1', '"version": 2'), "version"),
+        (lambda text: text.replace('"version": 1', '"version": 1, "extra": 0'), "extra"),
+        (lambda text: text.replace('"version": 1', '"version": 1, "version": 1'), "duplicate key"),
+        (lambda text: text.replace('"dense_ms": ', '"dense_ms": NaN, "x": '), "not a number"),
+        (lambda text: text.replace('"dense_ms": ', '"dense_ms": -'), "dense_ms"),
+        (lambda text: text.replace('"ratio": ', '"ratio": 1e999, "x": ', 1), "samples.0"),
+        (lambda text: text.replace('"channels": 48', '"channels": 3'), "does not fit its groups"),
+        (lambda text: "[" * 10**5, "nested too deeply"),
+        (lambda text: "[]", "not valid"),
+    ],
+)
+def test_a_table_that_is_not_one_is_refused(table, tmp_path, change, says):
+    table.save(tmp_path / "t.json")
+    text = (tmp_path / "t.json").read_text()
+    assert change(text) != text
+    (tmp_path / "t.json").write_text(change(text))
+    with pytest.raises(DeviceError, match=says):
+        LatencyTable.load(tmp_path / "t.json")
+
+
+def test_a_missing_table_is_said(tmp_path):
+    with pytest.raises(DeviceError, match="can't be read"):
+        LatencyTable.load(tmp_path / "none.json")
