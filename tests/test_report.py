@@ -284,7 +284,7 @@ def test_a_report_changes_nothing_else_in_the_directory(run):
     assert files() == before
 
 
-HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>$\\frac{}{{{ 7*7 }}\ud800\n& "\''
+HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>{{{ 7*7 }}\ud800\n& "\'$\\frac{}$'
 
 
 def test_texts_of_a_stranger_stay_texts(run):
