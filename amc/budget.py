@@ -84,11 +84,19 @@ def _parse_limit(text: str, known: Sequence[str]) -> LimitSpec:
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a policy may spend of one cost, in the cost's own unit."""
+    """The most that a policy may spend of one cost, in the cost's own unit.
+
+    margin: the share of it that policies stay below, where the cost is a prediction that must hold when measured.
+    """
 
     cost: Cost
     value: float
     dense: float
+    margin: float = 0.0
+
+    def met(self, widths: Sequence[int]) -> bool:
+        """Whether a policy is within the limit, its margin left aside."""
+        return self.cost(widths) <= self.value * (1 - self.margin)
 
     @property
     def fraction(self) -> float:
@@ -114,8 +122,17 @@ class Budget:
             self._check_reachable(limit)
 
     @classmethod
-    def of(cls, groups: Sequence[Group], costs: Mapping[str, Cost], specs: Iterable[LimitSpec]) -> Budget:
-        """The budget that `specs` (of `parse_budget`) mean for a model with these groups and costs."""
+    def of(
+        cls,
+        groups: Sequence[Group],
+        costs: Mapping[str, Cost],
+        specs: Iterable[LimitSpec],
+        margins: Mapping[str, float] | None = None,
+    ) -> Budget:
+        """The budget that `specs` (of `parse_budget`) mean for a model with these groups and costs.
+
+        margins: of predicted costs, by name.
+        """
         limits = []
         for spec in specs:
             if spec.cost not in costs:
@@ -125,7 +142,8 @@ class Budget:
             cost = costs[spec.cost]
             dense = cost([group.channels for group in groups])
             value = spec.value * dense if spec.fraction else spec.value
-            limits.append(Limit(cost, math.floor(value) if isinstance(dense, int) else value, dense))
+            margin = (margins or {}).get(spec.cost, 0.0)
+            limits.append(Limit(cost, math.floor(value) if isinstance(dense, int) else value, dense, margin))
         return cls(groups, limits)
 
     def __repr__(self) -> str:
@@ -134,7 +152,7 @@ class Budget:
 
     def met(self, widths: Sequence[int]) -> bool:
         """Whether the policy is within every limit."""
-        return all(limit.cost(widths) <= limit.value for limit in self.limits)
+        return all(limit.met(widths) for limit in self.limits)
 
     def max_width(self, prefix: Sequence[int], group: int) -> int:
         """The largest width of `groups[group]` that still allows a feasible policy.
@@ -200,9 +218,9 @@ class Budget:
         return False
 
     def _check_reachable(self, limit: Limit) -> None:
-        lowest = limit.cost(self.floor)
-        if lowest <= limit.value:
+        if limit.met(self.floor):
             return
+        lowest = limit.cost(self.floor) / (1 - limit.margin)
         name, fraction = limit.cost.name, math.ceil(lowest / limit.dense * 1000) / 1000
         raise BudgetError(
             f"--budget {name}={limit.fraction:.6g} can't be reached with what can be pruned of this model; "

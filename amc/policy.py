@@ -71,9 +71,9 @@ class BudgetInfo(_Strict):
     """A limit of the search, and what the policy spends."""
 
     cost: str
-    limit: float
+    limit: int | float
     fraction: float
-    achieved: float | None = None
+    achieved: int | float | None = None
     met: bool | None = None
 
 

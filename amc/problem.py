@@ -86,13 +86,15 @@ class Problem:
         """
         widths = self.widths(policy)
         if widths not in self._known:
-            named = self.named(widths)
-            accuracy = float(self._evaluate(named))
+            accuracy = float(self._evaluate(self.named(widths)))
             if not math.isfinite(accuracy):
                 raise ArithmeticError(f"the evaluation gave {accuracy}, which is not a finite number")
-            costs = spent(self.costs, widths)
-            self._known[widths] = Outcome(accuracy, costs, self.reward(accuracy, costs, self.budget), named)
+            self._known[widths] = self._outcome(widths, accuracy)
         return self._known[widths]
+
+    def _outcome(self, widths: tuple[int, ...], accuracy: float) -> Outcome:
+        costs = spent(self.costs, widths)
+        return Outcome(accuracy, costs, self.reward(accuracy, costs, self.budget), self.named(widths))
 
     def admit(self, widths: Sequence[float]) -> tuple[int, ...]:
         """The policy that stands for a proposal of widths in the groups' order, whatever they are.
@@ -100,6 +102,13 @@ class Problem:
         It is within the budget, and uses it up where the reward counts accuracy alone: what is unspent buys nothing.
         """
         return self.budget.fill(widths) if self.reward is accuracy_reward else self.budget.project(widths)
+
+    def under(self, budget: Budget, costs: Mapping[str, Cost]) -> Problem:
+        """The same problem under another budget and other costs; accuracies that are known stay known."""
+        other = Problem(self.groups, budget, self._evaluate, costs=costs, reward=self.reward)
+        for widths, known in self._known.items():
+            other._known[widths] = other._outcome(widths, known.accuracy)
+        return other
 
     def remember(self, outcome: Outcome) -> None:
         """Takes an outcome from elsewhere (an earlier run, another process) as known."""

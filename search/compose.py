@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,7 +32,13 @@ from amc.slim import verify
 from search.display import Display
 from search.settings import Settings, settings_from
 
+if TYPE_CHECKING:
+    from search.bench import Bench
+
 log = logging.getLogger("amc")
+
+LATENCY_MARGIN = 0.01
+"""Of a predicted latency, so that the measured one is within the limit with the upper end of its interval."""
 
 TINY = 4e6
 """Multiply-accumulates of one image below which a second thread costs more than it brings."""
@@ -56,6 +62,7 @@ class Setup:
     problem: Problem
     augment: tuple[str, ...]
     metric: Metric | None
+    bench: Bench | None
 
 
 def build(*, model: Any = None, data: Any = None, metric: Metric | None = None, **settings: Any) -> Problem:
@@ -90,12 +97,13 @@ def compose(
     data: Any = None,
     metric: Metric | None = None,
     dense_weights: Path | None = None,
+    table: Path | None = None,
     budget_required: bool = True,
     display: Display | None = None,
 ) -> Setup:
     """Builds everything from the settings; nothing is written.
 
-    model, data: objects in place of what the settings name. dense_weights: of a run that is gone on with.
+    model, data: objects in place of what the settings name. dense_weights, table: of a run that is gone on with.
     budget_required: False where nothing is searched.
 
     Raises:
@@ -110,9 +118,15 @@ def compose(
     structure = trace_model(loaded, settings)
     costs: dict[str, Cost] = analytic(structure)
     set_threads(settings, costs["flops"]([group.channels for group in structure.groups]))
-    if settings.reward in NEEDS_LATENCY:
+    bench = None
+    if any(spec.cost == "latency" for spec in specs):
+        from search.bench import open_bench  # ONNX Runtime is loaded only where it is needed
+
+        bench = open_bench(settings, loaded, structure, table=table, display=display)
+        costs["latency"] = bench.cost
+    elif settings.reward in NEEDS_LATENCY:
         costs["latency"] = _measured_latency(loaded, structure, settings)
-    budget = Budget.of(structure.groups, costs, specs)
+    budget = Budget.of(structure.groups, costs, specs, {"latency": LATENCY_MARGIN})
     order = rank(
         loaded.model, structure, settings.importance, batches=calibration(loaded_data, settings), seed=settings.seed
     )
@@ -130,7 +144,7 @@ def compose(
     )
     reward = resolve(REWARDS, settings.reward, "--reward")
     problem = Problem(structure.groups, budget, evaluator, costs=costs, reward=reward)
-    return Setup(settings, loaded, loaded_data, structure, costs, order, evaluator, problem, augment, metric)
+    return Setup(settings, loaded, loaded_data, structure, costs, order, evaluator, problem, augment, metric, bench)
 
 
 def read_data(settings: Settings, data: Any = None) -> Data:

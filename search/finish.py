@@ -6,6 +6,7 @@ the uniform policy ends better on the search split, it is what the user gets, an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,21 @@ from typing import Any
 from torch import nn
 
 from amc.cost import spent
+from amc.errors import DeviceError
 from amc.evaluate import accuracy, batches_of, kept_units
 from amc.finetune import finetune
 from amc.models import Loaded
 from amc.policy import BudgetInfo, GroupPolicy, InputInfo, ModelInfo, Policy
 from amc.problem import Outcome, WidthsByName
 from amc.weights import structure_sha256, weights_sha256
-from latency.paired import Reading, measure
+from latency.device import TableDevice, open_device
+from latency.paired import Reading
 from search.compose import Setup
 from search.display import Display, Report
+from search.settle import within
 from search.strategies.uniform import uniform_policy
+
+log = logging.getLogger("amc")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +89,25 @@ def accuracies(setup: Setup, model: nn.Module) -> tuple[float, float | None]:
 def measure_latency(
     setup: Setup, dense: Path, models: Mapping[str, Path], report: Report | None = None
 ) -> dict[str, Reading]:
-    """The files' latency on the device, each paired with the dense one; keys as in `models`, and `dense`."""
+    """The files' latency on the device, each paired with the dense one; keys as in `models`, and `dense`.
+
+    Nothing is known of a device that can't be measured on (a table, or one that fails): then it is empty.
+    """
     settings = setup.settings
-    return measure(
-        {"dense": dense, **models},
-        batch=settings.latency_batch,
-        threads=settings.latency_threads,
-        seed=settings.seed,
-        progress=report,
-    )
+    device = setup.bench.device if setup.bench else open_device(settings.device)
+    if isinstance(device, TableDevice):
+        return {}
+    try:
+        return device.measure(
+            {"dense": dense, **models},
+            batch=settings.latency_batch,
+            threads=settings.latency_threads,
+            seed=settings.seed,
+            progress=report,
+        )
+    except DeviceError as error:
+        log.warning("latency was not measured: %s", error)
+        return {}
 
 
 def result_of(
@@ -115,7 +131,7 @@ def result_of(
     return {
         "schema_version": 1,
         "settings": setup.settings.as_json(),
-        "budget": [info.model_dump() for info in budget_infos(setup, winner.widths)],
+        "budget": [info.model_dump() for info in budget_infos(setup, winner.widths, readings.get("best"))],
         "dense": dense,
         "best": _figures(setup, winner, readings.get("best")),
         "uniform": _figures(setup, uniform, readings.get("uniform", readings.get("best"))),
@@ -131,30 +147,38 @@ def _figures(setup: Setup, candidate: Candidate, reading: Reading | None) -> dic
         "test_accuracy": candidate.test_accuracy,
         **_analytic(setup, setup.problem.widths(candidate.widths)),
         "latency_ms": reading.median_ms if reading else None,
-        "latency_predicted_ms": None,
+        "latency_predicted_ms": _predicted(setup, candidate),
         "speedup": reading.speedup if reading else None,
         "speedup_ci95": list(reading.speedup_ci95) if reading else None,
         "widths": dict(candidate.widths),
     }
 
 
+def _predicted(setup: Setup, candidate: Candidate) -> float | None:
+    return setup.bench.cost(setup.problem.widths(candidate.widths)) if setup.bench else None
+
+
 def _analytic(setup: Setup, widths: Any) -> dict[str, float]:
     return {name: value for name, value in spent(setup.costs, widths).items() if name in ("flops", "params", "size")}
 
 
-def budget_infos(setup: Setup, widths: WidthsByName) -> list[BudgetInfo]:
-    """Every limit, and what a policy spends of it."""
+def budget_infos(setup: Setup, widths: WidthsByName, reading: Reading | None = None) -> list[BudgetInfo]:
+    """Every limit, and what a policy spends of it: of latency, as measured, and None where it was not."""
     ordered = setup.problem.widths(widths)
-    return [
-        BudgetInfo(
-            cost=limit.cost.name,
-            limit=limit.value,
-            fraction=limit.fraction,
-            achieved=limit.cost(ordered),
-            met=limit.cost(ordered) <= limit.value,
+    infos = []
+    for limit in setup.problem.budget.limits:
+        achieved: float | None
+        met: bool | None
+        if limit.cost.name == "latency":
+            achieved = reading.ratio * limit.dense if reading else None
+            met = within(reading, limit) if reading else None
+        else:
+            achieved = limit.cost(ordered)
+            met = achieved <= limit.value
+        infos.append(
+            BudgetInfo(cost=limit.cost.name, limit=limit.value, fraction=limit.fraction, achieved=achieved, met=met)
         )
-        for limit in setup.problem.budget.limits
-    ]
+    return infos
 
 
 def policy_of(setup: Setup, candidate: Candidate, trials: int, versions: Mapping[str, str]) -> Policy:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optuna.samplers import BaseSampler
 from torch import nn
 
 from amc.data import Split
@@ -26,12 +27,14 @@ from amc.evaluate import Metric
 from amc.export import export_onnx
 from amc.policy import Policy, load_policy
 from amc.weights import save_weights
+from search.bench import TABLE
 from search.compose import Setup, compose, with_objects
 from search.display import Display
 from search.finish import Candidate, finish, measure_latency, policy_of, result_of
 from search.report import write_report
 from search.run_directory import RunDirectory, check_free, check_resumable, default_path, owned
 from search.settings import Settings, settings_from
+from search.settle import settle
 from search.strategies import make_sampler
 from search.study import Progress, SearchResult, open_storage, open_study, search
 
@@ -130,12 +133,20 @@ def run_job(
     dense_weights = path / "dense.safetensors" if resume else None
     if dense_weights is not None and not dense_weights.is_file():
         dense_weights = None
-    setup = compose(settings, model=model, data=data, metric=metric, dense_weights=dense_weights, display=display)
+    setup = compose(
+        settings,
+        model=model,
+        data=data,
+        metric=metric,
+        dense_weights=dense_weights,
+        table=path / TABLE if resume else None,
+        display=display,
+    )
     with owned(path, resume=resume) as directory:
         try:
             _begin(directory, setup, settings)
             _announce(setup, display)
-            found = _search(directory, setup, display)
+            setup, found = _search(directory, setup, display)
             if found.best is None:
                 raise SearchFailed(f"no trial of the search in {path} succeeded; run.log says why")
             best, uniform = finish(setup, found.best, display)
@@ -183,6 +194,8 @@ def _begin(directory: RunDirectory, setup: Setup, settings: Settings) -> None:
         save_weights(setup.loaded.model, directory / "dense.safetensors")
     if not (directory / "dense.onnx").exists():
         export_onnx(setup.loaded.model, setup.loaded.inputs, directory / "dense.onnx")
+    if setup.bench is not None:
+        setup.bench.table.save(directory / TABLE)
 
 
 def _length(split: Split | None) -> int | None:
@@ -209,24 +222,35 @@ def _announce(setup: Setup, display: Display) -> None:
     )
 
 
-def _search(directory: RunDirectory, setup: Setup, display: Display) -> SearchResult:
-    settings, problem = setup.settings, setup.problem
-    trials, time_limit = settings.limits()
-    sampler = make_sampler(settings.strategy, problem, trials=settings.planned_trials(), seed=settings.seed)
-    study = open_study(open_storage(directory / "study.db"), "search", sampler)
-    with display.bar(f"searching with {settings.strategy}") as report:
+def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Setup, SearchResult]:
+    """Searches until the budget is met as measured; returns the setup of the last round, with its corrected costs."""
+    settings = setup.settings
+    storage = open_storage(directory / "study.db")
 
-        def on_trial(progress: Progress) -> None:
-            best, latest = progress.best, progress.latest
-            log.info(
-                "trial %d: %s, best %s",
-                progress.trials + progress.failed,
-                f"reward {latest.reward:.4f}" if latest else "failed",
-                f"{best.reward:.4f}" if best else "none",
+    def sampler(setup: Setup) -> BaseSampler:
+        return make_sampler(settings.strategy, setup.problem, trials=settings.planned_trials(), seed=settings.seed)
+
+    study = open_study(storage, "search", sampler(setup))
+
+    def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
+        study.sampler = sampler(setup)
+        with display.bar(f"searching with {settings.strategy}") as report:
+
+            def on_trial(progress: Progress) -> None:
+                best, latest = progress.best, progress.latest
+                done = progress.trials + progress.failed
+                reward = f"reward {latest.reward:.4f}" if latest else "failed"
+                log.info("trial %d: %s, best %s", done, reward, f"{best.reward:.4f}" if best else "none")
+                report(done, trials, f"best accuracy {best.accuracy:.4f}" if best else "")
+
+            return search(
+                setup.problem, study, trials=trials, time_limit=time_limit, seed=settings.seed, on_trial=on_trial
             )
-            report(progress.trials + progress.failed, trials, f"best accuracy {best.accuracy:.4f}" if best else "")
 
-        return search(problem, study, trials=trials, time_limit=time_limit, seed=settings.seed, on_trial=on_trial)
+    setup, found = settle(setup, study, search_round)
+    if setup.bench is not None:
+        setup.bench.table.save(directory / TABLE)
+    return setup, found
 
 
 def _conclude(
@@ -238,7 +262,7 @@ def _conclude(
     display: Display,
 ) -> Result:
     """Writes the models, the policy and the result; the result last, since it marks the run as finished."""
-    winner = best if best.accuracy >= uniform.accuracy else uniform
+    winner = best if best.accuracy >= uniform.accuracy else uniform  # both are within the budget
     with display.bar("exporting and measuring") as report:
         save_weights(winner.model, directory / "model.safetensors")
         export_onnx(winner.model, setup.loaded.inputs, directory / "model.onnx")
@@ -256,7 +280,10 @@ def _conclude(
     }
     summary = result_of(setup, winner, uniform, readings, searched)
     directory.write_json("result.json", summary)
-    write_report(directory.path)
+    try:
+        write_report(directory.path)
+    except Exception as error:  # what was found stays found
+        log.warning("the report could not be written (`amc report %s` tries again): %s", directory.path, error)
     return Result(policy, winner.model, directory.path, summary)
 
 

@@ -94,11 +94,11 @@ class _Tally:
     repeats_in_a_row: int = 0
     last_error: str = ""
 
-    def add(self, outcome: Outcome, seconds: float) -> None:
+    def add(self, outcome: Outcome, seconds: float, *, within: bool = True) -> None:
         self.trials += 1
         self.evaluation_seconds += seconds
         self.failed_in_a_row = self.repeats_in_a_row = 0
-        if self.best is None or outcome.reward > self.best.reward:
+        if within and (self.best is None or outcome.reward > self.best.reward):
             self.best = outcome
 
     def fail(self, error: str) -> None:
@@ -198,7 +198,8 @@ def _recover(problem: Problem, study: optuna.Study) -> _Tally:
         if trial.state == TrialState.COMPLETE:
             outcome = outcome_of(problem, trial)
             problem.remember(outcome)
-            tally.add(outcome, trial.user_attrs["seconds"])
+            within = problem.budget.met(problem.widths(outcome.widths))  # a corrected cost may say that it isn't
+            tally.add(outcome, trial.user_attrs["seconds"], within=within)
         else:
             tally.fail(trial.user_attrs.get("error", ""))
     return tally

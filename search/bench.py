@@ -1,0 +1,97 @@
+"""The bench: latency as a hard budget, predicted in the loop and measured before anything is promised.
+
+A table predicts what each policy takes (`latency.table`). When the search has ended, its best policies and the uniform
+one are sliced out of the dense ONNX file and measured beside the dense model. Where a measurement breaks the limit, it
+corrects the table, and the search goes on under the corrected costs, until the *measured* latency is within the limit.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from amc.export import export_onnx
+from amc.groups import Structure
+from amc.models import Loaded
+from latency.cost import LatencyCost
+from latency.device import Device, TableDevice, open_device
+from latency.paired import Reading
+from latency.slicing import policy_files
+from latency.table import Conditions, LatencyTable, build_table
+from search.display import Display
+from search.settings import Settings
+
+log = logging.getLogger("amc")
+
+TABLE = "latency-table.json"
+
+Widths = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A device, a model's files on it, and what a table predicts of them.
+
+    files: widths in the groups' order -> ONNX file. dense: the dense model's.
+    """
+
+    device: Device
+    conditions: Conditions
+    structure: Structure
+    dense: bytes
+    files: Callable[[Sequence[int]], bytes]
+    table: LatencyTable
+    cost: LatencyCost
+
+    @property
+    def measures(self) -> bool:
+        """Whether the device is there, or known from its table alone."""
+        return not isinstance(self.device, TableDevice)
+
+    def measure(self, policies: Sequence[Widths]) -> dict[Widths, Reading]:
+        """Each policy's latency beside the dense model's.
+
+        Raises:
+            DeviceError: the device fails, or is known from its table alone.
+        """
+        files = {str(i): self.files(widths) for i, widths in enumerate(policies)}
+        settings = self.conditions
+        readings = self.device.measure({"dense": self.dense, **files}, batch=settings.batch, threads=settings.threads)
+        return {widths: readings[str(i)] for i, widths in enumerate(policies)}
+
+    def corrected(self, readings: Mapping[Widths, Reading]) -> Bench:
+        """The same bench with a table that has learned from measurements."""
+        table = self.table.corrected([(widths, reading.ratio) for widths, reading in readings.items()])
+        return replace(self, table=table, cost=LatencyCost.of(table, self.structure))
+
+
+def open_bench(
+    settings: Settings, loaded: Loaded, structure: Structure, *, table: Path | None = None, display: Display
+) -> Bench:
+    """The bench for a model: its table is read (from `--device`, or `table`, that of a resumed run) or measured now.
+
+    Raises:
+        DeviceError: the device or the table can't be used.
+    """
+    device = open_device(settings.device)
+    conditions = Conditions(batch=settings.latency_batch, threads=settings.latency_threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "dense.onnx")
+        export_onnx(loaded.model, loaded.inputs, path)
+        dense = path.read_bytes()
+    files = policy_files(loaded.model, structure, loaded.inputs, dense)
+    if isinstance(device, TableDevice):
+        found = device.table
+        found.check(structure, conditions)
+    elif table is not None and table.is_file():
+        found = LatencyTable.load(table)
+        found.check(structure, conditions, device.fingerprint())
+    else:
+        with display.bar("measuring a latency table") as report:
+            found = build_table(
+                structure, files, dense, device, model=loaded.name, conditions=conditions, progress=report
+            )
+    return Bench(device, conditions, structure, dense, files, found, LatencyCost.of(found, structure))
