@@ -7,7 +7,6 @@ whose weight its node reads, else to the module that the exporter noted on the n
 
 from __future__ import annotations
 
-import ast
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from typing import Any
 import onnx
 
 from amc.errors import DeviceError
-from amc.export import SCOPES
 from latency.device import Device
+from latency.origin import module_of
 from latency.session import read_model
 
 RUNS = 50
@@ -72,16 +71,7 @@ class Layers:
 
     def _layer(self, node: onnx.NodeProto) -> str:
         owned = [name for name in node.input if name in self._weights and name.endswith(".weight")]
-        return owned[0].removesuffix(".weight") if owned else _scope(node)
-
-
-def _scope(node: onnx.NodeProto) -> str:
-    for entry in node.metadata_props:
-        if entry.key == SCOPES:
-            scopes = ast.literal_eval(entry.value)
-            if isinstance(scopes, list) and len(scopes) > 1:
-                return str(scopes[-2]) or f"[{node.op_type}]"
-    return f"[{node.op_type}]"
+        return owned[0].removesuffix(".weight") if owned else module_of(node) or f"[{node.op_type}]"
 
 
 def _times(events: list[Any], layers: Layers) -> dict[str, float]:

@@ -26,6 +26,7 @@ from torch import nn
 from amc.errors import ModelError
 from amc.export import export_onnx
 from amc.groups import Group, Slice, Structure
+from latency.origin import module_of
 from latency.session import open_session
 
 TOLERANCE = 1e-5
@@ -295,6 +296,11 @@ def _cuts(
         weight = owners.get(node.input[1], ())
         axis = 1 if node.op_type == "ConvTranspose" else 0
         return tuple(_Cut(0, cut.group, cut.part) for cut in weight if cut.axis == axis)
+    if node.op_type == "BatchNormalization" and at > 0:
+        # Layers of equal statistics share tensors after export; the node still knows its module.
+        own = f"{module_of(node)}.{('weight', 'bias', 'running_mean', 'running_var')[at - 1]}"
+        if own in state and state[own].shape == array.shape:
+            return owners.get(own, ())
     if name in state and state[name].shape == array.shape:
         return owners.get(name, ())
     if node.op_type == "MatMul" and array.ndim == 2:
