@@ -18,9 +18,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from amc.errors import ModelError, UsageError
+from amc.forward import Inputs
 from amc.groups import Frozen, Group, Layer, Slice, Structure, TensorInfo
 from amc.record import Axis, Record, WeightUse
-from amc.tracer import Inputs, Tracer
+from amc.tracer import Tracer
 
 LEAVES = frozenset(("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias"))
 """Names of parameters that are better known by their module."""
@@ -37,7 +38,7 @@ def trace(
 ) -> Structure:
     """The groups of a model, by running it once (evaluation mode, nothing of it is changed).
 
-    inputs: example inputs of batch 1, a tuple or a mapping of keyword arguments.
+    inputs: example inputs of batch 1: a tensor, a tuple, or a mapping of keyword arguments.
     exclude, only: shell patterns on names of groups and of the modules that make their channels (`layer1.*`), or, with
         a colon, on members as they are listed (`fc:in`); what they rule out is frozen.
     round_to: widths are multiples of it (in channels), the full width aside.

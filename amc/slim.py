@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from amc import attributes
 from amc.errors import ModelError
+from amc.forward import Inputs, call
 from amc.groups import Frozen, Group, Slice, Structure
-from amc.tracer import Inputs, Tracer, call, describe, evaluating, flatten, refreshed
+from amc.tracer import Tracer, describe, evaluating, flatten, refreshed
 
 Kept = Mapping[str, np.ndarray]
 """Group name -> `(width,)` the units that stay. A group that is not named stays whole."""

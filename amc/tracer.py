@@ -22,11 +22,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from amc import coupling_ops
 from amc.errors import ModelError
+from amc.forward import Inputs, call
 from amc.labels import Factors, Operand, along, support
 from amc.record import Axis, Record, WeightUse
-
-Inputs = tuple[Any, ...] | Mapping[str, Any]
-"""Example inputs of batch 1: positional (a tuple) or by keyword (a mapping)."""
 
 OUTPUT = "its channels are the model's output"
 
@@ -236,11 +234,6 @@ class Tracer(TorchDispatchMode):
 
     def _leave(self, *_: Any) -> None:
         self.stack.pop()
-
-
-def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's output for positional or keyword inputs."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
 def describe(error: BaseException) -> str:
