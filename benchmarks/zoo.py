@@ -228,7 +228,7 @@ def exported(model: nn.Module, inputs: dict[str, Tensor]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:
-            export_onnx(Logits(model, list(inputs)), tuple(inputs.values()), path)
+            export_onnx(Logits(model, next(iter(inputs))), tuple(inputs.values()), path)
         except ModelError as error:
             print(f"  {error}", file=sys.stderr)
             return float("nan")
@@ -240,14 +240,14 @@ def exported(model: nn.Module, inputs: dict[str, Tensor]) -> float:
 
 
 class Logits(nn.Module):
-    """A model of keyword inputs as one from tensors to a tensor."""
+    """A model of one keyword input as one from a tensor to a tensor."""
 
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
+    def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()
-        self.model, self.names = model, names
+        self.model, self.name = model, name
 
-    def forward(self, *values: Tensor) -> Tensor:
-        return logits(self.model(**dict(zip(self.names, values, strict=True))))
+    def forward(self, value: Tensor) -> Tensor:
+        return logits(self.model(**{self.name: value}))
 
 
 def table(rows: list[Row]) -> str:
