@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +30,15 @@ def burn(seed: int) -> None:
         time.sleep(rng.exponential(0.05))
 
 
-def ratios(model: bytes, runs: int, burners: int, **options: float) -> list[latency.Reading]:
+def ratios(model: bytes, runs: int, burners: int, **options: float) -> Iterator[latency.Reading]:
     """Readings of the model against itself."""
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=burn, args=(seed,), daemon=True) for seed in range(burners)]
     for process in processes:
         process.start()
     try:
-        found = []
         for run in range(runs):
-            readings = latency.measure({"dense": model, "same": model}, seed=run, **options)
-            found.append(readings["same"])
-        return found
+            yield latency.measure({"dense": model, "same": model}, seed=run, **options)["same"]
     finally:
         for process in processes:
             process.terminate()
@@ -70,10 +68,14 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = export(arguments.model, Path(folder))
-    found = ratios(model, arguments.runs, arguments.burners, seconds=arguments.seconds)
-    for reading in found:
+    found = []
+    for reading in ratios(model, arguments.runs, arguments.burners, seconds=arguments.seconds):
+        found.append(reading)
         low, high = reading.ratio_ci95
-        print(f"{reading.ratio:.4f}  [{low:.4f}, {high:.4f}]  {reading.rounds} rounds, drift {reading.drift:.2f}")
+        print(
+            f"{reading.ratio:.4f}  [{low:.4f}, {high:.4f}]  {reading.rounds} rounds, drift {reading.drift:.2f}",
+            flush=True,
+        )
     within = sum(abs(reading.ratio - 1) <= 0.03 for reading in found)
     covered = sum(reading.ratio_ci95[0] <= 1 <= reading.ratio_ci95[1] for reading in found)
     print(json.dumps({"model": arguments.model, "runs": len(found), "within_3_percent": within, "covered": covered}))

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from amc import architectures
+from amc.coupling import trace
 from amc.errors import ModelError
 from amc.export import export_onnx
 from amc.groups import Group, Layer, Slice, Structure
-from latency.session import open_session
-from latency.slicing import Slicer, first_kept, random_kept
+from amc.slim import slim
+from latency.session import open_session, random_feeds
+from latency.slicing import Slicer, first_kept, policy_files, random_kept, sliced
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -158,3 +161,48 @@ def test_kept_units_are_balanced_over_the_cells():
     assert np.bincount(kept["first"] // 4).tolist() == [2, 2]
     assert np.bincount(kept["grouped"] // 3).tolist() == [2, 2]
     assert first_kept(structure(), (4, 2, 3))["grouped"].tolist() == [0, 3]
+
+
+class Normalized(nn.Module):
+    """A group norm, whose export counts channels in its constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(x)).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", pytest.param("densenet40", marks=pytest.mark.slow)])
+def test_a_built_in_model_slices_to_what_it_exports_to(name, tmp_path):
+    torch.manual_seed(0)
+    net = trained(getattr(architectures, name)(), 1)
+    x = torch.zeros(1, 1, 8, 8) if name == "digits_resnet" else torch.zeros(1, 3, 32, 32)
+    traced = trace(net, (x,))
+    export_onnx(net, (x,), tmp_path / "dense.onnx")
+    proven = sliced(net, traced, (x,), (tmp_path / "dense.onnx").read_bytes())
+    rng = np.random.default_rng(0)
+    kept = random_kept(traced, [int(rng.choice(group.widths)) for group in traced.groups], rng)
+    export_onnx(slim(net, traced, kept), (x,), tmp_path / "slim.onnx")
+    opened = [open_session(proven(kept)), open_session(tmp_path / "slim.onnx")]
+    feeds = random_feeds(opened[0], 2, 0)
+    found, expected = (session.run(None, feeds)[0] for session in opened)
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_can_not_be_sliced_is_exported(tmp_path):
+    torch.manual_seed(0)
+    net = Normalized().eval()
+    traced = trace(net, (X[:1],))
+    export_onnx(net, (X,), tmp_path / "dense.onnx")
+    dense = (tmp_path / "dense.onnx").read_bytes()
+    assert traced.groups
+    with pytest.raises(ModelError):
+        sliced(net, traced, (X[:1],), dense)
+    floor = [group.floor for group in traced.groups]
+    found = open_session(policy_files(net, traced, (X[:1],), dense)(floor)).run(None, {"x": X.numpy()})[0]
+    with torch.no_grad():
+        expected = slim(net, traced, first_kept(traced, floor)).eval()(X).numpy()
+    assert np.abs(found - expected).max() < 1e-5
