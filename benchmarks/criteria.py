@@ -46,7 +46,10 @@ A criterion gives every group one vector for each of its *members*: the layers t
 activation (the criteria that need data). `taylor`, `fisher`, `hessian`, `thinet` and `lasso` judge a unit as a whole,
 one vector a group. Each member is divided by its `normalize` (`none`, `mean`, `max`, `l2`), then members are
 aggregated (`sum`, `mean`, `max`, `first`). A group that a criterion sees nothing of is ranked by `l1`, with a warning.
-A criterion of your own is a function and a line: `examples/own_importance.py`."""
+A criterion of your own is a function and a line: `examples/own_importance.py`.
+
+The tables are of one draw of calibration images and of one width for all: differences of two points are noise, and how
+criteria compare after fine-tuning is another question."""
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
@@ -115,7 +118,7 @@ def page() -> str:
         "",
         "| criterion | what it is |",
         "|---|---|",
-        *(f"| `{name}` | {help_} |" for name, (help_, _) in CRITERIA.items()),
+        *(f"| `{name}` | {help_.replace('|', '&#124;')} |" for name, (help_, _) in CRITERIA.items()),
         "",
     ]
     for file in sorted(RESULTS.glob("criteria-*.json")):
