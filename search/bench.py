@@ -76,22 +76,48 @@ def open_bench(
     Raises:
         DeviceError: the device or the table can't be used.
     """
-    device = open_device(settings.device)
-    conditions = Conditions(batch=settings.latency_batch, threads=settings.latency_threads)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "dense.onnx")
-        export_onnx(loaded.model, loaded.inputs, path)
-        dense = path.read_bytes()
-    files = policy_files(loaded.model, structure, loaded.inputs, dense)
+    device, conditions = open_device(settings.device), conditions_of(settings)
+    dense = _export(loaded)
     if isinstance(device, TableDevice):
         found = device.table
         found.check(structure, conditions)
-    elif table is not None and table.is_file():
-        found = LatencyTable.load(table)
-        found.check(structure, conditions, device.fingerprint())
     else:
-        with display.bar("measuring a latency table") as report:
-            found = build_table(
-                structure, files, dense, device, model=loaded.name, conditions=conditions, progress=report
-            )
+        found = measure_table(settings, loaded, structure, device, path=table, display=display)
+    files = policy_files(loaded.model, structure, loaded.inputs, dense)
     return Bench(device, conditions, structure, dense, files, found, LatencyCost.of(found, structure))
+
+
+def measure_table(
+    settings: Settings, loaded: Loaded, structure: Structure, device: Device, *, path: Path | None, display: Display
+) -> LatencyTable:
+    """The latency table at `path`, measured (or gone on with) unless it is complete. None keeps it in memory alone.
+
+    Raises:
+        DeviceError: the device fails, or the table at `path` is of another model or device.
+    """
+    dense = _export(loaded)
+    files = policy_files(loaded.model, structure, loaded.inputs, dense)
+    with display.bar("measuring a latency table") as report:
+        return build_table(
+            structure,
+            files,
+            dense,
+            device,
+            model=loaded.name,
+            path=path,
+            conditions=conditions_of(settings),
+            seed=settings.seed,
+            progress=report,
+        )
+
+
+def conditions_of(settings: Settings) -> Conditions:
+    """How latency is measured."""
+    return Conditions(batch=settings.latency_batch, threads=settings.latency_threads)
+
+
+def _export(loaded: Loaded) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "dense.onnx")
+        export_onnx(loaded.model, loaded.inputs, path)
+        return path.read_bytes()

@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "accuracy of each group alone at several widths, as a table and a figure",
         "search.verbs.sensitivity",
     ),
+    "latency": ("measure and compare ONNX files on a device, or build a latency table", "search.verbs.latency"),
     "report": ("rebuild the report of a finished run", "search.verbs.report"),
     "compare": ("several finished runs side by side, with their Pareto front", "search.verbs.compare"),
 }
@@ -42,6 +43,7 @@ EXAMPLES = {
     "apply": "amc apply runs/x/policy.json --model resnet20 --weights resnet20.pt --out slim",
     "groups": "amc groups --model resnet56 --input-shape 1 3 32 32",
     "sensitivity": "amc sensitivity --model resnet20 --weights resnet20.pt --data imagefolder:cifar --out sensitivity",
+    "latency": "amc latency runs/x/dense.onnx runs/x/model.onnx --device ssh://pi@board:22",
     "report": "amc report runs/x",
     "compare": "amc compare runs/x runs/y --out compared.html",
 }
