@@ -128,7 +128,7 @@ def difference(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kep
     worst = 0.0
     for a, b in zip(expected, actual, strict=True):
         if a.numel():
-            scale = a.double().abs().nan_to_num(0.0, 0.0, 0.0).max().clamp_min(1e-12)
+            scale = a.double().abs().nan_to_num(0.0, 0.0, 0.0).max().clamp_min(torch.finfo(torch.float64).tiny)
             error = (a.double() - b.double()).abs()
             error[(a == b) | (a.isnan() & b.isnan())] = 0.0
             worst = max(worst, float(error.nan_to_num(float("inf")).max() / scale))

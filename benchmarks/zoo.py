@@ -174,6 +174,11 @@ def build(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     config = getattr(transformers, f"{prefix}Config")(**options, num_labels=3)
     torch.manual_seed(0)
     model = getattr(transformers, prefix + task)(config).eval()
+    for parameter in model.parameters():  # as initialized, deep ones compute nothing but zeros
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter)
+        else:
+            nn.init.uniform_(parameter, 0.5, 1.5)
     if task == LOGITS:
         return model, {"input_ids": torch.randint(3, 60, (1, 8))}
     size = 64 if options.get("image_size") == 64 else 32
