@@ -30,18 +30,23 @@ _CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")
 def export_onnx(
     model: nn.Module, inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor], path: str | os.PathLike[str]
 ) -> None:
-    """Write `model`, as it computes in eval mode, to an ONNX file whose first axis is dynamic and named `batch`.
+    """Write `model` to an ONNX file, whole or not at all; arguments and errors as for `export_bytes`."""
+    write_atomic(path, export_bytes(model, inputs))
+
+
+def export_bytes(model: nn.Module, inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]) -> bytes:
+    """The content of an ONNX file of `model`, as it computes in eval mode; its first axis is dynamic, named `batch`.
 
     inputs: example inputs, `(N, …)` each: positional as a tuple, or by the name of the argument. The values are of no
     account, but for the shapes after the first axis.
 
-    The file appears whole or not at all. The model is left as it was.
+    The model is left as it was.
 
     Raises:
         ModelError: the model can't be exported, or not with a dynamic batch.
     """
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-    write_atomic(path, _program(model, args, kwargs).SerializeToString())
+    return _program(model, args, kwargs).SerializeToString()
 
 
 def _program(model: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> Any:

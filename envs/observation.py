@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from amc.budget import Limit
 from amc.problem import Problem
 
 FEATURES = (
@@ -27,6 +28,8 @@ FEATURES = (
     "rest",
     "last_action",
 )
+LATENCY_FEATURES = ("latency", "latency_left")
+"""What a latency budget adds (AOWS and MnasNet let the agent see the device; AMC doesn't)."""
 KINDS = ("other", "conv", "depthwise", "linear")
 
 
@@ -40,9 +43,11 @@ class Observer:
         self._dense = self._spent(self._full)
         self._fixed = np.stack([self._static(i) for i in range(len(self._groups))])
         self._fixed[:, 2:7] = _log_scaled(self._fixed[:, 2:7])
+        self._latency = next((limit for limit in problem.budget.limits if limit.cost.name == "latency"), None)
+        self.features = FEATURES + (LATENCY_FEATURES if self._latency else ())
 
     def observe(self, executed: Sequence[int]) -> np.ndarray:
-        """`(11,)` float32 in [0, 1]: the state before group `len(executed)` is decided (the last one at the end)."""
+        """`(features,)` float32 in [0, 1]: the state before group `len(executed)` is decided (at the end, the last)."""
         now = min(len(executed), len(self._groups) - 1)
         decided = tuple(executed)
         undecided = self._spent(decided + self._full[len(decided) :])
@@ -53,7 +58,14 @@ class Observer:
         state[8] = 1 - undecided / self._dense
         state[9] = (self._spent(later_dense) - self._spent(later_least)) / self._dense
         state[10] = last
+        if self._latency:
+            state = np.append(state, self._latency_state(self._latency, decided, now))
         return np.clip(state, 0.0, 1.0).astype(np.float32)
+
+    def _latency_state(self, limit: Limit, decided: tuple[int, ...], now: int) -> tuple[float, float]:
+        alone = (*self._full[:now], self._floor[now], *self._full[now + 1 :])
+        least = limit.cost(decided + self._floor[len(decided) :])
+        return 1 - limit.cost(alone) / limit.dense, 1 - least / limit.value
 
     def _static(self, index: int) -> np.ndarray:
         layer = self._groups[index].layer

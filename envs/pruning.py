@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from amc.problem import Problem
-from envs.observation import FEATURES, Observer
+from envs.observation import Observer
 
 
 class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -40,7 +40,13 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     | 9  | rest        | share of the dense cost that the groups after this one can still remove  | nothing      | all of it   |
     | 10 | last_action | keep ratio that was executed for the group before (1 at the start)       | nothing kept | all kept    |
 
-    The cost is the FLOPs where the problem knows them, else its first cost.
+    The cost is the FLOPs where the problem knows them, else its first cost. A latency budget adds two features, so that
+    the space is `(13,)`:
+
+    | at | feature      | meaning                                                                 | 0 is         | 1 is        |
+    |----|--------------|-------------------------------------------------------------------------|--------------|-------------|
+    | 11 | latency      | share of the dense latency that goes when this group alone is at its floor | nothing   | all of it   |
+    | 12 | latency_left | share of the latency limit that decisions so far, the rest at its floor, leave | nothing | all of it |
 
     ## Reward
 
@@ -63,8 +69,8 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.observation_space = spaces.Box(0.0, 1.0, (len(FEATURES),), np.float32)
         self._observer = Observer(problem)
+        self.observation_space = spaces.Box(0.0, 1.0, (len(self._observer.features),), np.float32)
         self._executed: list[int] = []
         self._lowest_reward = 0.0
 

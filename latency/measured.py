@@ -6,22 +6,17 @@ dense model, and its latency is their ratio times the dense model's first readin
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from amc.cost import Widths
-from amc.errors import ModelError
-from amc.export import export_onnx
+from amc.export import export_bytes
 from amc.groups import Structure
-from amc.slim import slim
 from latency.paired import measure
-from latency.slicing import Slicer, first_kept, sliced
+from latency.slicing import policy_files
 
 SECONDS = 0.5
 """Time spent on each policy."""
@@ -30,7 +25,7 @@ SECONDS = 0.5
 class MeasuredLatency:
     """The cost `latency`, ms, by measurement on this machine. Not monotone, so no budget can rest on it.
 
-    Which channels a policy keeps makes no difference to its latency, so the first ones stand for all.
+    Not of use to a remote device: each trial is measured here.
     """
 
     name, unit = "latency", "ms"
@@ -52,28 +47,12 @@ class MeasuredLatency:
 
     @cached_property
     def _dense(self) -> bytes:
-        return _export(self._model, self._inputs)
+        return export_bytes(self._model, self._inputs)
 
     @cached_property
     def _dense_ms(self) -> float:
         return self._measure({"dense": self._dense})["dense"].median_ms
 
     @cached_property
-    def _slicer(self) -> Slicer | None:
-        try:
-            return sliced(self._model, self._structure, self._inputs, self._dense)
-        except ModelError:
-            return None  # every policy is exported, which takes seconds
-
-    def _file(self, widths: tuple[int, ...]) -> bytes:
-        kept: Mapping[str, np.ndarray] = first_kept(self._structure, widths)
-        if self._slicer is not None:
-            return self._slicer(kept)
-        return _export(slim(self._model, self._structure, kept), self._inputs)
-
-
-def _export(model: nn.Module, inputs: Any) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.onnx")
-        export_onnx(model, inputs, path)
-        return path.read_bytes()
+    def _file(self) -> Callable[[Sequence[int]], bytes]:
+        return policy_files(self._model, self._structure, self._inputs, self._dense)

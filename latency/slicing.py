@@ -11,8 +11,6 @@ policies with the slim model in torch, and refuses where they differ; the caller
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +22,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from amc.errors import ModelError
-from amc.export import export_onnx
+from amc.export import export_bytes
 from amc.groups import Group, Slice, Structure
 from latency.origin import module_of
 from latency.session import open_session
@@ -74,11 +72,7 @@ def policy_files(
 def _exported(model: nn.Module, structure: Structure, inputs: Any, widths: Sequence[int]) -> bytes:
     from amc.slim import slim
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "model.onnx")
-        export_onnx(slim(model, structure, first_kept(structure, widths)), inputs, path)
-        with open(path, "rb") as file:
-            return file.read()
+    return export_bytes(slim(model, structure, first_kept(structure, widths)), inputs)
 
 
 def _prove(file: bytes, slim: nn.Module, inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]) -> None:

@@ -12,8 +12,8 @@ from stable_baselines3 import DDPG
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import envs
-from amc.budget import Budget, parse_budget
-from amc.cost import analytic
+from amc.budget import Budget, Limit, parse_budget
+from amc.cost import FunctionCost, analytic
 from amc.problem import Problem
 from envs.observation import FEATURES
 from envs.pruning import action_of, width_of
@@ -71,6 +71,20 @@ def test_observations_by_hand():
     assert named["last_action"] == pytest.approx(1 / 8)
     assert named["reduced"] == pytest.approx(1 - cost([1, 16, 12]) / dense)
     assert named["rest"] == pytest.approx((cost([1, 16, 12]) - cost([1, 16, 1])) / dense)
+
+
+def test_a_latency_budget_adds_what_it_leaves_to_the_observation():
+    structure = chain([3, 8, 16, 10], [3, 3, 1], [64, 16, 1])
+    cost = FunctionCost("latency", "ms", lambda widths: 1.0 + widths[0] / 8 + 2 * widths[1] / 16)
+    budget = Budget(structure.groups, [Limit(cost, 3.0, 4.0)])
+    env = envs.PruningEnv(Problem(structure.groups, budget, lambda widths: 0.5))
+    sb3_check(env)
+    state, _ = env.reset()
+    assert state.shape == (13,)
+    assert state[11] == pytest.approx(1 - cost([1, 16]) / 4)
+    assert state[12] == pytest.approx(1 - cost([1, 1]) / 3)
+    state, *_ = env.step(np.array([1.0]))
+    assert state[12] == pytest.approx(1 - cost([8, 1]) / 3)
 
 
 def test_what_is_observed_and_reported_is_what_was_executed_not_what_was_asked():
