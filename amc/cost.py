@@ -98,7 +98,7 @@ class _Shapes:
                 if part.tensor in row:
                     share = len(part.index) / group.channels / part.blocks
                     self.removed[g, row[part.tensor], part.axis] += share
-        self._flat = self.removed.reshape(len(self.channels), -1)
+        self._flat = self.removed.reshape(len(self.channels), len(names) * axes)
 
     def lengths(self, widths: Widths) -> np.ndarray:
         """`(tensors, axes)` lengths, padded with ones."""
