@@ -8,12 +8,11 @@ corrects the table, and the search goes on under the corrected costs, until the 
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amc.export import export_onnx
+from amc.export import export_bytes
 from amc.groups import Structure
 from amc.models import Loaded
 from latency.cost import LatencyCost
@@ -25,8 +24,6 @@ from search.display import Display
 from search.settings import Settings
 
 log = logging.getLogger("amc")
-
-TABLE = "latency-table.json"
 
 Widths = tuple[int, ...]
 
@@ -77,7 +74,7 @@ def open_bench(
         DeviceError: the device or the table can't be used.
     """
     device, conditions = open_device(settings.device), conditions_of(settings)
-    dense = _export(loaded)
+    dense = export_bytes(loaded.model, loaded.inputs)
     if isinstance(device, TableDevice):
         found = device.table
         found.check(structure, conditions)
@@ -95,7 +92,7 @@ def measure_table(
     Raises:
         DeviceError: the device fails, or the table at `path` is of another model or device.
     """
-    dense = _export(loaded)
+    dense = export_bytes(loaded.model, loaded.inputs)
     files = policy_files(loaded.model, structure, loaded.inputs, dense)
     with display.bar("measuring a latency table") as report:
         return build_table(
@@ -114,10 +111,3 @@ def measure_table(
 def conditions_of(settings: Settings) -> Conditions:
     """How latency is measured."""
     return Conditions(batch=settings.latency_batch, threads=settings.latency_threads)
-
-
-def _export(loaded: Loaded) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "dense.onnx")
-        export_onnx(loaded.model, loaded.inputs, path)
-        return path.read_bytes()

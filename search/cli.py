@@ -6,7 +6,6 @@ Only what is needed to parse is imported here; each verb imports its own parts w
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import importlib.metadata
 import json
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 
 from amc.catalog import CRITERIA, MODELS, REWARDS
 from amc.errors import AmcError, Interrupted, UsageError
+from amc.files import disk_trouble
 from amc.registry import Registry, suggest
 from search.settings import Settings
 from search.strategies import STRATEGIES
@@ -94,6 +94,11 @@ def add_settings(parser: argparse.ArgumentParser, groups: Sequence[str], *, leav
             more: dict[str, Any] = {"action": "append"} if "repeat" in meta else {}
             if "nargs" in meta:
                 more["nargs"] = meta["nargs"]
+            if "flag" in meta:
+                section.add_argument(
+                    "--" + f.name.replace("_", "-"), action="store_true", default=argparse.SUPPRESS, help=meta["help"]
+                )
+                continue
             default = "" if f.default in (None, ()) or "(default" in meta["help"] else f" (default {f.default})"
             section.add_argument(
                 "--" + f.name.replace("_", "-"),
@@ -158,19 +163,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--verbose" in words:
             raise
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else f"{type(error).__name__}"
-        return _fail(f"unexpected error: {what}: {error}. --verbose shows where", 1, as_json)
+        disk = disk_trouble(error)
+        if disk is not None:
+            return _fail(
+                f"{disk} ({error}); what was written before is whole, and --resume goes on with a run", 1, as_json
+            )
+        return _fail(f"unexpected error: {type(error).__name__}: {error}. --verbose shows where", 1, as_json)
 
 
 def _listen() -> None:
-    """Warnings of ours go to standard error; a SIGTERM is a Ctrl-C."""
+    """Warnings of ours go to standard error; a signal ends the program tidily, a second one at once."""
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setLevel(logging.WARNING)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         log.addHandler(handler)
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
+def _stop(_number: int, _frame: Any) -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, status: int, as_json: bool) -> int:

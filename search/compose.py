@@ -34,6 +34,7 @@ from search.settings import Settings, settings_from
 
 if TYPE_CHECKING:
     from search.bench import Bench
+    from search.executor import Isolated
 
 log = logging.getLogger("amc")
 
@@ -63,6 +64,7 @@ class Setup:
     augment: tuple[str, ...]
     metric: Metric | None
     bench: Bench | None
+    isolated: Isolated | None = None
 
 
 def build(*, model: Any = None, data: Any = None, metric: Metric | None = None, **settings: Any) -> Problem:

@@ -6,6 +6,7 @@ the uniform policy ends better on the search split, it is what the user gets, an
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,21 +16,24 @@ from typing import Any
 from torch import nn
 
 from amc.cost import spent
-from amc.errors import DeviceError
+from amc.errors import DeviceError, ModelError
 from amc.evaluate import accuracy, batches_of, kept_units
-from amc.finetune import finetune
+from amc.finetune import Diverged, finetune
 from amc.models import Loaded
 from amc.policy import BudgetInfo, GroupPolicy, InputInfo, ModelInfo, Policy
 from amc.problem import Outcome, WidthsByName
-from amc.weights import structure_sha256, weights_sha256
+from amc.weights import load_weights, save_weights, structure_sha256, weights_sha256
 from latency.device import TableDevice, open_device
 from latency.paired import Reading
 from search.compose import Setup
 from search.display import Display, Report
+from search.settings import Settings
 from search.settle import within
 from search.strategies.uniform import uniform_policy
 
 log = logging.getLogger("amc")
+
+FINETUNED = ".finetuned-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,35 +51,76 @@ class Candidate:
     test_accuracy: float | None
 
 
-def finish(setup: Setup, best: Outcome, display: Display) -> tuple[Candidate, Candidate]:
+def finish(setup: Setup, best: Outcome, folder: Path, display: Display) -> tuple[Candidate, Candidate]:
     """The best policy of the search and the uniform one, recovered the same way from the same slices."""
     widths = setup.problem.named(uniform_policy(setup.problem))
-    searched = recover(setup, "search", best.widths, display)
+    searched = recover(setup, "search", best.widths, folder, display)
     if widths == dict(best.widths):
         return searched, searched
-    return searched, recover(setup, "uniform", widths, display)
+    return searched, recover(setup, "uniform", widths, folder, display)
 
 
-def recover(setup: Setup, source: str, widths: WidthsByName, display: Display) -> Candidate:
-    """Slims by a policy and fine-tunes for the epochs of the settings; without epochs, batch norm is recalibrated."""
-    settings, data = setup.settings, setup.data
+def recover(setup: Setup, source: str, widths: WidthsByName, folder: Path, display: Display) -> Candidate:
+    """Slims by a policy and fine-tunes for the epochs of the settings; without epochs, batch norm is recalibrated.
+
+    What was fine-tuned is kept in `folder` until the run is finished, so that a resumed run doesn't train it again.
+    """
     model = setup.evaluator.candidate(widths)
-    if settings.finetune_epochs and data.train is not None:
+    if setup.settings.finetune_epochs and setup.data.train is not None:
+        kept = folder / _finetuned_name(setup.settings, widths)
+        try:
+            if kept.is_file():
+                load_weights(model, kept)
+        except ModelError as error:
+            log.warning("fine-tuning again: %s", error)
+        else:
+            if kept.is_file():
+                return Candidate(source, widths, model, *accuracies(setup, model))
         with display.bar(f"fine-tuning the {'best' if source == 'search' else source} policy") as report:
+            model = _finetuned(setup, widths, report)
+        save_weights(model, kept)
+    else:
+        setup.evaluator.recalibrate(model)
+    return Candidate(source, widths, model, *accuracies(setup, model))
+
+
+def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
+    """The slim model, fine-tuned; where that diverges, more carefully, and in the end not at all."""
+    settings, data = setup.settings, setup.data
+    assert data.train is not None
+    for lr in (settings.finetune_lr, settings.finetune_lr / 10):
+        model = setup.evaluator.candidate(widths)
+        try:
             finetune(
                 model,
                 data.train,
                 epochs=settings.finetune_epochs,
-                lr=settings.finetune_lr,
+                lr=lr,
                 batch=settings.finetune_batch,
                 weight_decay=settings.weight_decay,
                 augment=setup.augment,
                 seed=settings.seed,
                 progress=report,
             )
-    else:
-        setup.evaluator.recalibrate(model)
-    return Candidate(source, widths, model, *accuracies(setup, model))
+            return model
+        except Diverged as error:
+            log.warning("fine-tuning diverged at --finetune-lr %g: %s", lr, error)
+    log.warning("the model is not fine-tuned; its batch norm is recalibrated instead")
+    model = setup.evaluator.candidate(widths)
+    setup.evaluator.recalibrate(model)
+    return model
+
+
+def _finetuned_name(settings: Settings, widths: WidthsByName) -> str:
+    """Of everything that a resumed run may have another of."""
+    key = hashlib.sha256(repr((settings.finetune_epochs, sorted(widths.items()))).encode()).hexdigest()
+    return f"{FINETUNED}{key[:16]}.safetensors"
+
+
+def forget_finetuned(folder: Path) -> None:
+    """Removes what `recover` kept."""
+    for path in folder.glob(f"{FINETUNED}*"):
+        path.unlink(missing_ok=True)
 
 
 def accuracies(setup: Setup, model: nn.Module) -> tuple[float, float | None]:

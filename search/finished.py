@@ -123,8 +123,11 @@ class GroupInfo(_Read):
 
 
 class Resolved(_Read):
-    """What the settings came to."""
+    """What the settings came to; empty until everything is built."""
 
+    data_fingerprint: str | None = None
+    accelerator: str | None = None
+    threads: Annotated[int, Field(ge=1)] | None = None
     frozen: list[FrozenInfo] | None = None
     groups: list[GroupInfo] = []
     test_examples: Count | None = None
@@ -193,7 +196,7 @@ def read_run(path: Path) -> FinishedRun:
             f"`amc search --resume --out {path}` goes on with it" if unfinished else "give one that a search wrote"
         )
         raise RunError(f"{path} holds no finished run (there is no result.json); {way_out}")
-    result = _document(path / "result.json", RunResult)
+    result = read_document(path / "result.json", RunResult)
     notes: list[str] = []
 
     def attempt(read: Any, absent: Any) -> Any:
@@ -203,7 +206,9 @@ def read_run(path: Path) -> FinishedRun:
             notes.append(str(error))
             return absent
 
-    settings = attempt(lambda: _document(path / "settings.json", SettingsFile), SettingsFile(settings=result.settings))
+    settings = attempt(
+        lambda: read_document(path / "settings.json", SettingsFile), SettingsFile(settings=result.settings)
+    )
     policy = attempt(lambda: load_policy(_regular(path / "policy.json")), None)
     trials = attempt(lambda: read_trials(path / "study.db"), ())
     curves = path / "sensitivity.json"
@@ -214,7 +219,7 @@ def read_run(path: Path) -> FinishedRun:
 T = TypeVar("T", bound=BaseModel)
 
 
-def _document(path: Path, model: type[T]) -> T:
+def read_document(path: Path, model: type[T]) -> T:
     """A JSON file of ours, checked. Raises a RunError that names the file and the first thing wrong."""
     try:
         _regular(path)

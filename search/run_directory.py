@@ -1,14 +1,17 @@
-"""A run's directory: one owner at a time, every file whole or absent.
+"""A run's directory: one owner at a time, every file whole or absent, and what belongs together replaced together.
 
 The lock is held by the operating system for as long as the process lives, so that a killed run leaves none behind;
-the file beside it says who holds it.
+the file beside it says who holds it. A run's results are made in a folder of their own. One rename of that folder says
+that they are complete; whoever owns the directory next moves complete ones into place and drops others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -18,11 +21,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from amc.errors import RunError
-from amc.files import dump_json, read_json, write_atomic
+from amc.errors import AmcError, RunError, UsageError
+from amc.files import dump_json, read_json, sync_folder, write_atomic
 
-LOCK, OWNER = ".lock", ".owner.json"
+LOCK, OWNER, LOG = ".lock", ".owner.json", "run.log"
+MAKING, COMPLETE = ".making", ".complete"
+SETTINGS, DENSE, DENSE_ONNX, STUDY = "settings.json", "dense.safetensors", "dense.onnx", "study.db"
+POLICY, MODEL, MODEL_ONNX = "policy.json", "model.safetensors", "model.onnx"
+RESULT, REPORT, TABLE = "result.json", "report.html", "latency-table.json"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_TEMPORARY = re.compile(r"\..*\.tmp")
 
 
 class RunDirectory:
@@ -52,20 +60,57 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return (self / "result.json").exists()
+        return (self / RESULT).exists()
+
+    @contextmanager
+    def replacing(self) -> Iterator[Path]:
+        """A folder for the results; they take the place of the run's own when the body ends, all or none."""
+        making = self / MAKING
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        yield making
+        sync_folder(making)
+        making.rename(self / COMPLETE)
+        sync_folder(self.path)
+        self.settle()
+
+    def settle(self) -> None:
+        """Ends what a killed owner began: moves complete results into place, and drops what is half made.
+
+        The result goes last, and an earlier one first, so that nobody takes a mixture for a finished run.
+        """
+        complete = self / COMPLETE
+        if complete.is_dir():
+            names = sorted((entry.name for entry in complete.iterdir()), key=lambda name: (name == RESULT, name))
+            for stale in (RESULT, REPORT):
+                if RESULT in names:
+                    (self / stale).unlink(missing_ok=True)
+            for name in names:
+                (complete / name).replace(self / name)
+            sync_folder(self.path)
+            complete.rmdir()
+        shutil.rmtree(self / MAKING, ignore_errors=True)
+        for entry in self.path.iterdir():
+            if _TEMPORARY.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
 
 
 def check_free(path: Path) -> None:
     """Raises a RunError unless a new run may use `path`: it doesn't exist, or is an empty folder."""
     if path.exists() and not path.is_dir():
         raise RunError(f"--out {path} is a file; give a folder that doesn't exist yet, or an empty one")
-    if path.is_dir() and any(entry.name not in (LOCK, OWNER) for entry in path.iterdir()):
+    if path.is_dir() and any(not _is_trace(entry.name) for entry in path.iterdir()):
         raise RunError(f"--out {path} exists and is not empty; go on with its run by --resume, or give another folder")
+
+
+def _is_trace(name: str) -> bool:
+    """Whether a file is what a run leaves that was killed before it wrote its settings."""
+    return name in (LOCK, OWNER, LOG) or _TEMPORARY.fullmatch(name) is not None
 
 
 def check_resumable(path: Path) -> None:
     """Raises a RunError unless `path` holds a run."""
-    if not (path / "settings.json").is_file():
+    if not (path / SETTINGS).is_file():
         raise RunError(
             f"--out {path} holds no run to go on with (there is no settings.json); leave out --resume to start one"
         )
@@ -75,40 +120,69 @@ def check_resumable(path: Path) -> None:
 def owned(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
     """The directory, made if need be, for this process alone, with the log of the run in `run.log`.
 
+    A new run that ends because the user's input is at fault, before it searched, leaves nothing behind.
+
     Raises:
-        RunError: another process owns it, or it can't be written.
+        RunError: another process owns it. UsageError: it can't be made.
     """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
         raise RunError(f"{path} is in use by {_owner(path)}; wait for it, or give another --out") from None
-    except OSError as error:
-        raise RunError(f"--out {path} can't be written: {error.strerror or error}") from None
+    except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+        raise UsageError(f"--out {path} can't be written: {error.strerror or error}") from None
+    directory, discard = RunDirectory(path), False
     try:
         if not resume:
             check_free(path)
         write_atomic(path / OWNER, dump_json({"pid": os.getpid(), "host": socket.gethostname()}))
-        with _logged(path / "run.log"):
-            yield RunDirectory(path)
+        directory.settle()
+        with _logged(path / LOG):
+            try:
+                yield directory
+            except AmcError as error:
+                discard = error.exit_status == 2 and not resume and not (path / STUDY).exists()
+                raise
     finally:
-        (path / OWNER).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (path / OWNER).unlink(missing_ok=True)
+            if discard:
+                for name in (SETTINGS, DENSE, DENSE_ONNX, TABLE, LOG):
+                    (path / name).unlink(missing_ok=True)
+            (path / LOCK).unlink(missing_ok=True)  # before the release: whoever waits for it sees that it is gone
         lock.release()
-        (path / LOCK).unlink(missing_ok=True)
+        if discard:
+            _remove(made)
+
+
+def _remove(folders: list[Path]) -> None:
+    """Removes folders that are empty, innermost first."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _owner(path: Path) -> str:
     try:
         owner = read_json(path / OWNER)
-        return f"process {owner['pid']} on {owner['host']}"
+        return f"process {int(owner['pid'])} on {str(owner['host'])[:100]}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 
+class _LogFile(logging.FileHandler):
+    """A log that can't be written must not stop the run, nor print tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Nothing: what matters is written elsewhere, and says so when it fails."""
+
+
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    logger, handler = logging.getLogger("amc"), logging.FileHandler(path, encoding="utf-8")
+    logger, handler = logging.getLogger("amc"), _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT))
     level = logger.level
     logger.setLevel(logging.INFO)
@@ -118,7 +192,8 @@ def _logged(path: Path) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 def default_path(model: str) -> Path:

@@ -23,7 +23,8 @@ DEFAULT_TIME_LIMIT = 1800.0
 def option(default: Any, group: str, text: str, **more: Any) -> Any:
     """A field of the settings, with what the command line needs to know of it.
 
-    more: `parse` (text -> value), `nargs`, `metavar`, `choices` (a registry), `resume` (may change on resume).
+    more: `parse` (text -> value), `nargs`, `flag` (there or not), `metavar`, `choices` (a registry), `resume` (may
+        change on resume).
     """
     return field(default=default, metadata={"group": group, "help": text, **more})
 
@@ -58,6 +59,18 @@ def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
         return value
 
     return read
+
+
+def without_password(url: str) -> str:
+    """A database's address that can be shown and stored."""
+    return re.sub(r"([?&])password=[^&]*&?", r"\1", re.sub(r"(://[^:@/]*):[^@]*@", r"\1@", url))
+
+
+def truth(text: str) -> bool:
+    """A flag, from how Python or JSON writes it."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError("write true or false")
+    return text.lower() == "true"
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,13 @@ class Settings:
     time_limit: float | None = option(
         None, "search", "search time, as in 90s, 10m, 2h (default 30m)", parse=seconds, metavar="TIME", resume=True
     )
+    storage: str | None = option(
+        None,
+        "search",
+        "database that several processes share, as in postgresql://user@host:5432/name (default: a file of the run)",
+        metavar="URL",
+    )
+    study: str = option("search", "search", "name of the study in --storage", metavar="NAME")
     reward: str = option("accuracy", "search", "what is maximized", choices=REWARDS, metavar="NAME")
     seed: int = option(0, "search", "seeds everything", parse=whole(0), metavar="N")
     importance: str = option("l1", "groups", "how channels are ranked", choices=CRITERIA, metavar="NAME")
@@ -130,6 +150,16 @@ class Settings:
     calibration_images: int = option(
         512, "score", "training images that recalibrate batch norm and rank channels", parse=whole(0), metavar="N"
     )
+    isolate: bool = option(
+        False, "score", "evaluate in a child process, so that a crash costs one trial", parse=truth, flag=True
+    )
+    trial_timeout: float | None = option(
+        None,
+        "score",
+        "a trial that takes longer fails, as in 90s or 10m; evaluates in a child process",
+        parse=seconds,
+        metavar="TIME",
+    )
     finetune_epochs: int = option(
         10, "fine-tuning", "of the final model; 0 leaves it out", parse=whole(0), metavar="N", resume=True
     )
@@ -150,8 +180,9 @@ class Settings:
     )
 
     def as_json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """The settings as JSON values; a password in the database's address stays out of files."""
+        values = {**asdict(self), "storage": self.storage and without_password(self.storage)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     def limits(self) -> tuple[int | None, float | None]:
         """Trials and seconds to search: giving one lifts the other's default."""
@@ -162,6 +193,12 @@ class Settings:
     def planned_trials(self) -> int:
         """How many trials a strategy may plan for."""
         return self.trials or DEFAULT_TRIALS
+
+
+def shared_names() -> list[str]:
+    """The settings that processes on one study must have in common: all that shape a trial."""
+    own = {"storage", "study", "isolate", "trial_timeout", "accelerator", "threads", "device"}
+    return [f.name for f in fields(Settings) if f.name not in own and not f.metadata.get("resume")]
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:

@@ -24,8 +24,9 @@ from search.numbers import accuracy_text, amount, duration, wilson
 from search.report import write_report
 from search.sensitivity import GroupSensitivity, Sensitivity
 from search.settings import settings_from
+from search.storage import open_storage
 from search.strategies import make_sampler
-from search.study import open_storage, open_study, search
+from search.study import open_study, search
 from tests.synthetic import concave
 
 GROUPS, TRIALS = 9, 14

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 STRATEGIES: dict[str, tuple[str, str]] = {
     "ddpg": ("DDPG agent walking the layers (AMC, He et al. 2018)", "search.strategies.ddpg:make"),
     "nsga2": ("evolution: Optuna's NSGA-II (Deb et al. 2002)", "search.strategies.from_optuna:nsga2"),
-    "cmaes": ("evolution: Optuna's CMA-ES (Hansen 2016)", "search.strategies.from_optuna:cmaes"),
+    "cmaes": ("evolution: CMA-ES (Hansen 2016)", "search.strategies.cma:make"),
     "tpe": ("Parzen estimators: Optuna's TPE (Bergstra et al. 2011)", "search.strategies.from_optuna:tpe"),
     "random": ("random widths, scaled to the budget", "search.strategies.from_optuna:random"),
     "uniform": ("the same keep ratio everywhere: one trial", "search.strategies.uniform:make"),

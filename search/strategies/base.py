@@ -2,8 +2,8 @@
 
 An Optuna sampler proposes in a box of integers. The wrapper turns each proposal into the policy that is evaluated
 *inside* `sample_relative`, so the stored parameters are the evaluated widths, and samplers learn from those. A sampler
-is made anew for each proposal from (run seed, how many trials were told): all it knows is in the storage, so a resumed
-study proposes what an unbroken one would.
+is made anew for each proposal from the run's seed and the trial's number: all it knows is in the storage, so a resumed
+study proposes what an unbroken one would, and two processes on one study don't propose the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Exhausted(Exception):
     """The strategy has nothing more to propose."""
 
 
-def search_space(problem: Problem) -> dict[str, BaseDistribution]:
+def search_space(problem: Problem) -> dict[str, IntDistribution]:
     """One integer a group, its width. Widths that a group doesn't allow are never proposed."""
     return {group.name: IntDistribution(group.floor, group.channels) for group in problem.groups}
 
@@ -48,7 +48,7 @@ class WidthSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The static space: Optuna's own samplers would take the intersection of past trials'."""
-        return search_space(self.problem)
+        return dict(search_space(self.problem))
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -76,12 +76,12 @@ class ProjectedSampler(WidthSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Makes the sampler of this proposal."""
-        self._base = self._make(derive(self._seed, len(told(study))))
+        self._base = self._make(derive(self._seed, trial.number))
         self._base.before_trial(study, trial)
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """What the Optuna sampler suggests; parameters it leaves open (mutated, or none yet) it draws one by one."""
-        space = search_space(self.problem)
+        space: dict[str, BaseDistribution] = dict(search_space(self.problem))
         params = self._base.sample_relative(study, trial, space)
         for name, distribution in space.items():
             if name not in params:

@@ -118,7 +118,7 @@ class DDPGSampler(WidthSampler):
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """Learns from every finished trial that it has not seen, then walks the environment."""
         ended = told(study)
-        rng = np.random.default_rng([self._seed, len(ended)])
+        rng = np.random.default_rng([self._seed, trial.number])
         with one_thread():
             for other in ended:
                 if other.number not in self._learned:

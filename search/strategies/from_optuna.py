@@ -1,8 +1,8 @@
-"""Optuna's samplers, each by its name and with the settings that suit a search of dozens or hundreds of trials."""
+"""Samplers of Optuna's, each by its name and with the settings that suit a search of dozens or hundreds of trials."""
 
 from __future__ import annotations
 
-from optuna.samplers import CmaEsSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 from optuna.samplers.nsgaii import UniformCrossover
 
 from amc.problem import Problem
@@ -18,11 +18,6 @@ def nsga2(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:
     return ProjectedSampler(
         problem, lambda s: NSGAIISampler(population_size=population, crossover=UniformCrossover(), seed=s), seed
     )
-
-
-def cmaes(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:
-    """CMA-ES over the widths, starting from the middle of the box."""
-    return ProjectedSampler(problem, lambda s: CmaEsSampler(seed=s, warn_independent_sampling=False), seed)
 
 
 def tpe(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:

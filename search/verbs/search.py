@@ -33,7 +33,8 @@ def execute(arguments: argparse.Namespace) -> Any:
     settings = None if arguments.resume else settings_from(given)
 
     from search.display import Display
-    from search.job import resumed_settings, run_job
+    from search.job import run_job
+    from search.start import resumed_settings
     from search.table import summary_table
 
     if settings is None:

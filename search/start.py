@@ -1,0 +1,184 @@
+"""What a run starts from: its settings, its parts, and the files that a resumed run finds again.
+
+`settings.json` is written before anything is trained, so that a run can be gone on with from its first second on. What
+was resolved (threads, accelerator) is kept from then on; what must not change (settings, data, groups) is compared.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc.data import Split
+from amc.errors import DataError, RunError, UsageError
+from amc.evaluate import Metric
+from amc.export import export_onnx
+from amc.problem import Problem
+from amc.weights import save_weights
+from search.compose import Setup, compose
+from search.display import Display
+from search.executor import Isolated
+from search.finished import Resolved, SettingsFile, read_document
+from search.run_directory import DENSE, DENSE_ONNX, SETTINGS, TABLE, RunDirectory, check_resumable
+from search.settings import Settings, settings_from
+from search.trust import allow, allowed, names_code
+
+PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "optuna", "stable-baselines3", "gymnasium", "amc-pruning-search")
+
+log = logging.getLogger("amc")
+
+
+def resumed_settings(path: Path, given: Mapping[str, Any]) -> Settings:
+    """The settings of the run in `path`, with those changes in `given` that a resumed run may take.
+
+    Raises:
+        RunError: there is no run, or its settings are not what we write. UsageError: a setting that may not change
+            differs, or names code that this user never named; the message says which.
+    """
+    check_resumable(path)
+    stored = read_document(path / SETTINGS, SettingsFile).settings
+    before, changed = settings_from(stored), settings_from({**stored, **given})
+    for name, value in before.as_json().items():
+        if stored.get(name, value) != value:
+            raise RunError(f"{path / SETTINGS} is not what a run writes: `settings.{name}` is {stored[name]!r}")
+    for field in fields(Settings):
+        old, new = before.as_json()[field.name], changed.as_json()[field.name]
+        if old != new and not field.metadata.get("resume"):
+            raise _unchangeable(field.name, old, new, "leave it out, or start a run of its own")
+    for name, old, new in (
+        *zip(("trials", "time_limit"), before.limits(), changed.limits(), strict=True),
+        ("finetune_epochs", before.finetune_epochs, changed.finetune_epochs),
+    ):
+        if (math.inf if new is None else new) < (math.inf if old is None else old):
+            raise _unchangeable(name, old, new, "a resumed run may only take more")
+    for name in ("model", "data"):
+        spec = getattr(changed, name)
+        if names_code(spec) and name not in given and not allowed(path, spec):
+            raise UsageError(
+                f"the run in {path} names code, --{name} {spec}, and a file can't make this program run code; if you "
+                f"know it, give it again: --resume --{name} {spec}"
+            )
+    return changed
+
+
+def _unchangeable(name: str, old: Any, new: Any, way_out: str) -> UsageError:
+    was, becomes = ("unlimited" if value is None else repr(value) for value in (old, new))
+    return UsageError(f"--{name.replace('_', '-')} was {was} and can't become {becomes} in a resumed run; {way_out}")
+
+
+def prepare(
+    directory: RunDirectory,
+    settings: Settings,
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    metric: Metric | None = None,
+    display: Display,
+) -> Setup:
+    """Composes the run, and writes what it starts from; a run that is gone on with must not have changed.
+
+    Raises:
+        AmcError: whatever in the settings can't be used. RunError, DataError: the model or the data have changed.
+    """
+    before = Resolved()
+    if (directory / SETTINGS).exists():
+        before = read_document(directory / SETTINGS, SettingsFile).resolved
+    else:
+        directory.write_json(SETTINGS, _document(settings))
+    for spec, own in ((settings.model, model), (settings.data, data)):
+        if own is None and names_code(spec):
+            allow(directory.path, spec)
+    dense = directory / DENSE
+    setup = compose(
+        replace(
+            settings,
+            accelerator=before.accelerator or settings.accelerator,
+            threads=before.threads or settings.threads,
+        ),
+        model=model,
+        data=data,
+        metric=metric,
+        dense_weights=dense if dense.is_file() else None,
+        table=directory / TABLE,
+        display=display,
+    )
+    setup = replace(setup, settings=settings)
+    _refuse_changes(directory.path, before, setup)
+    directory.write_json(SETTINGS, _document(settings, setup))
+    if not dense.exists():
+        save_weights(setup.loaded.model, dense)
+    if not (directory / DENSE_ONNX).exists():
+        export_onnx(setup.loaded.model, setup.loaded.inputs, directory / DENSE_ONNX)
+    if settings.isolate or settings.trial_timeout:
+        if model is not None or data is not None or metric is not None:
+            raise UsageError("--isolate and --trial-timeout need a model and data that are named, not objects")
+        old, isolated = setup.problem, Isolated(settings, dense, timeout=settings.trial_timeout)
+        problem = Problem(old.groups, old.budget, isolated, costs=old.costs, reward=old.reward)
+        setup = replace(setup, problem=problem, isolated=isolated)
+    return setup
+
+
+def _refuse_changes(path: Path, before: Resolved, setup: Setup) -> None:
+    """Raises unless data and groups are those that the run began with."""
+    if before.data_fingerprint not in (None, setup.data.fingerprint):
+        raise DataError(
+            f"the data of the run in {path} has changed: --data {setup.settings.data} had the fingerprint "
+            f"{str(before.data_fingerprint)[:12]} and has {setup.data.fingerprint[:12]}; what was scored on one can't "
+            "be compared with the other. Put the data back, or start a run of its own"
+        )
+    groups = [(group.name, group.channels) for group in setup.structure.groups]
+    if before.groups and [(group.name, group.channels) for group in before.groups] != groups:
+        raise RunError(f"the model of the run in {path} has changed: its groups are others now; start a run of its own")
+
+
+def _document(settings: Settings, setup: Setup | None = None) -> dict[str, Any]:
+    """What `settings.json` holds; without a setup, what is known before anything is built."""
+    return {
+        "schema_version": 1,
+        "settings": settings.as_json(),
+        "resolved": {} if setup is None else _resolved(setup),
+        "versions": versions(),
+        "machine": {"python": platform.python_version(), "system": platform.platform(), "cpu": platform.processor()},
+    }
+
+
+def _resolved(setup: Setup) -> dict[str, Any]:
+    return {
+        "num_classes": setup.data.num_classes,
+        "data_fingerprint": setup.data.fingerprint,
+        "accelerator": str(next(setup.loaded.model.parameters()).device),
+        "threads": torch.get_num_threads(),
+        "augment": list(setup.augment),
+        "train_examples": _length(setup.data.train),
+        "val_examples": _length(setup.data.val),
+        "test_examples": _length(setup.data.test),
+        "groups": [
+            {"name": g.name, "kind": g.kind, "channels": g.channels, "members": list(g.members)}
+            for g in setup.structure.groups
+        ],
+        "frozen": [{"name": frozen.name, "reason": frozen.reason} for frozen in setup.structure.frozen],
+    }
+
+
+def _length(split: Split | None) -> int | None:
+    return None if split is None else len(split)
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that shape a run."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
