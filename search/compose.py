@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+import envs  # noqa: F401  (registers the environment; and a user's own `envs` beside a FILE.py comes too late)
+import latency  # noqa: F401  (likewise)
 from amc.budget import Budget, parse_budget
 from amc.catalog import MODELS, REWARDS
 from amc.cost import Cost, analytic

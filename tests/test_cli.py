@@ -236,3 +236,19 @@ def test_a_model_and_data_in_a_file_of_ones_own(tmp_path, capsys):
         amc.load(tmp_path / "run")
     slim = amc.load(tmp_path / "run", model=f"{tmp_path / 'own.py'}:net")
     load_weights(slim, tmp_path / "run" / "model.safetensors")
+
+
+def test_a_users_own_packages_of_our_names_do_not_get_in_the_way(tmp_path):
+    for name in ("amc", "envs", "latency", "search"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('the wrong package')")
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\nimport helper_of_mine\n"
+        "def net(): return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))\n"
+    )
+    (tmp_path / "helper_of_mine.py").write_text("")
+    script = Path(sys.executable).with_name("amc")
+    program = [str(script)] if script.exists() else [sys.executable, str(ROOT / "search.py")]
+    words = ["--model", "own.py:net", "--budget", "flops=0.5", "--out", "run", "--strategy", "ddpg", *QUICK]
+    done = subprocess.run([*program, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
