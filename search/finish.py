@@ -178,20 +178,21 @@ def result_of(
         "settings": setup.settings.as_json(),
         "budget": [info.model_dump() for info in budget_infos(setup, winner.widths, readings.get("best"))],
         "dense": dense,
-        "best": _figures(setup, winner, readings.get("best")),
-        "uniform": _figures(setup, uniform, readings.get("uniform", readings.get("best"))),
+        "best": _figures(setup, winner, readings.get("best"), dense["latency_ms"]),
+        "uniform": _figures(setup, uniform, readings.get("uniform", readings.get("best")), dense["latency_ms"]),
         "proxy": {"spearman": None, "samples": 0},
         "search": dict(search),
     }
 
 
-def _figures(setup: Setup, candidate: Candidate, reading: Reading | None) -> dict[str, Any]:
+def _figures(setup: Setup, candidate: Candidate, reading: Reading | None, dense_ms: float | None) -> dict[str, Any]:
+    """The latency in ms is the dense model's times the paired ratio, so that it says the same as the speed-up."""
     return {
         "source": candidate.source,
         "accuracy": candidate.accuracy,
         "test_accuracy": candidate.test_accuracy,
         **_analytic(setup, setup.problem.widths(candidate.widths)),
-        "latency_ms": reading.median_ms if reading else None,
+        "latency_ms": reading.ratio * dense_ms if reading and dense_ms else None,
         "latency_predicted_ms": _predicted(setup, candidate),
         "speedup": reading.speedup if reading else None,
         "speedup_ci95": list(reading.speedup_ci95) if reading else None,

@@ -159,6 +159,15 @@ def _announce(setup: Setup, display: Display) -> None:
         + (f", {len(frozen)} parts frozen" if frozen else "")
         + f"; {setup.problem.budget!r}"
     )
+    worth = setup.evaluator.metric(setup.loaded.model)
+    display.say(
+        f"the dense model's {'accuracy' if setup.metric is None else 'metric'} on the search split: {worth:.4f}"
+    )
+    classes = setup.data.num_classes
+    if setup.metric is None and classes and worth < 1.5 / classes:
+        log.warning(
+            "the dense model guesses: are these its weights (--weights), and its normalization (--mean, --std)?"
+        )
 
 
 def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Setup, SearchResult]:
