@@ -1,7 +1,7 @@
 """`amc doctor`: what is installed, which devices and providers work, and what to install for what.
 
-Nothing is taken on trust: a torch device counts as working when it has multiplied two matrices, an ONNX Runtime provider
-when it has run a model. What is broken is a line of the answer, never an exception, since that is when one asks.
+Nothing is taken on trust: a torch device works when it has multiplied two matrices, a provider of ONNX Runtime when it
+has run a model. What is broken is a line of the answer, never an exception, since that is when one asks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -185,11 +185,13 @@ def tables(found: dict[str, Any]) -> Iterator[Table | str]:
         f"{DISTRIBUTION} {found['version'] or 'not installed'}, Python {found['python']}, {found['system']}, "
         f"{found['cores']} cores"
     )
-    rows = [(name, package["version"] or "missing", package["needs"]) for name, package in found["packages"].items()]
-    if rows:
-        yield _table("packages", ("package", "installed", "needs"), rows)
-    rows = [(what, part, answer) for part in ("torch", "onnxruntime", "cache") for what, answer in found[part].items()]
-    yield _table("devices, providers and the cache", ("what", "of", "state"), rows)
+    packages = [
+        (name, package["version"] or "missing", package["needs"]) for name, package in found["packages"].items()
+    ]
+    if packages:
+        yield _table("packages", ("package", "installed", "needs"), packages)
+    parts = [(what, part, answer) for part in ("torch", "onnxruntime", "cache") for what, answer in found[part].items()]
+    yield _table("devices, providers and the cache", ("what", "of", "state"), parts)
     optional = [
         (name, package["version"] or "-", package["for"], "" if package["version"] else package["install"])
         for name, package in found["optional"].items()
@@ -197,7 +199,7 @@ def tables(found: dict[str, Any]) -> Iterator[Table | str]:
     yield _table("optional", ("package", "installed", "for", "to have it"), optional)
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
