@@ -165,9 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         disk = disk_trouble(error)
         if disk is not None:
-            return _fail(
-                f"{disk} ({error}); what was written before is whole, and --resume goes on with a run", 1, as_json
-            )
+            reason = str(error).splitlines()[0]
+            said = f"{disk} ({reason}); what was written before is whole, and --resume goes on with a run"
+            return _fail(said, 1, as_json)
         return _fail(f"unexpected error: {type(error).__name__}: {error}. --verbose shows where", 1, as_json)
 
 

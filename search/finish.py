@@ -27,13 +27,12 @@ from latency.device import TableDevice, open_device
 from latency.paired import Reading
 from search.compose import Setup
 from search.display import Display, Report
+from search.run_directory import FINETUNED
 from search.settings import Settings
 from search.settle import within
 from search.strategies.uniform import uniform_policy
 
 log = logging.getLogger("amc")
-
-FINETUNED = ".finetuned-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +114,6 @@ def _finetuned_name(settings: Settings, widths: WidthsByName) -> str:
     """Of everything that a resumed run may have another of."""
     key = hashlib.sha256(repr((settings.finetune_epochs, sorted(widths.items()))).encode()).hexdigest()
     return f"{FINETUNED}{key[:16]}.safetensors"
-
-
-def forget_finetuned(folder: Path) -> None:
-    """Removes what `recover` kept."""
-    for path in folder.glob(f"{FINETUNED}*"):
-        path.unlink(missing_ok=True)
 
 
 def accuracies(setup: Setup, model: nn.Module) -> tuple[float, float | None]:

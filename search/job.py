@@ -26,7 +26,7 @@ from amc.policy import Policy, load_policy
 from amc.weights import save_weights, weights_sha256
 from search.compose import Setup, with_objects
 from search.display import Display
-from search.finish import Candidate, finish, forget_finetuned, measure_latency, policy_of, result_of
+from search.finish import Candidate, finish, measure_latency, policy_of, result_of
 from search.finished import RunResult, read_document
 from search.report import write_report
 from search.run_directory import (
@@ -258,7 +258,6 @@ def _conclude(
         policy.save(new / POLICY)
         summary = result_of(setup, winner, uniform, readings, searched)
         RunDirectory(new).write_json(RESULT, summary)
-    forget_finetuned(directory.path)
     _report(directory)
     return Result(policy, winner.model, directory.path, summary)
 

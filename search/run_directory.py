@@ -26,6 +26,8 @@ from amc.files import dump_json, read_json, sync_folder, write_atomic
 
 LOCK, OWNER, LOG = ".lock", ".owner.json", "run.log"
 MAKING, COMPLETE = ".making", ".complete"
+FINETUNED = ".finetuned-"
+"""Models on the way to a result, which the result makes needless."""
 SETTINGS, DENSE, DENSE_ONNX, STUDY = "settings.json", "dense.safetensors", "dense.onnx", "study.db"
 POLICY, MODEL, MODEL_ONNX = "policy.json", "model.safetensors", "model.onnx"
 RESULT, REPORT, TABLE = "result.json", "report.html", "latency-table.json"
@@ -87,6 +89,8 @@ class RunDirectory:
                     (self / stale).unlink(missing_ok=True)
             for name in names:
                 (complete / name).replace(self / name)
+            for path in self.path.glob(f"{FINETUNED}*"):
+                path.unlink()
             sync_folder(self.path)
             complete.rmdir()
         shutil.rmtree(self / MAKING, ignore_errors=True)

@@ -266,6 +266,8 @@ def _tell(
             if finished or not leases.ours(connection, trial._trial_id):
                 log.warning("trial %d was taken over by another process", trial.number)
                 return
+            if any(other.params == trial.params for other in told(study)):
+                attributes = {**attributes, "repeat": True}  # another process had the same idea, and was first
         for name, value in attributes.items():
             trial.set_user_attr(name, value)
         if outcome is None:

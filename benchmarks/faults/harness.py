@@ -1,0 +1,204 @@
+"""Runs the program again and again with a fault put into it: a server that has everything loaded, and forks.
+
+The children run the real command line on a tiny model. ONNX export, the measuring of latency and the report are left
+out, since they take most of the time; the campaign on the main job has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+ERRORS = {"full": errno.ENOSPC, "broken": errno.EIO, "kill": 0}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended. status: of exit, or minus a signal. operations: on files below the folder. site: the last."""
+
+    status: int
+    said: str
+    operations: int
+    site: str
+
+
+class Harness:
+    """The server, from the parent's side."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        shim = work / "shim.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", shim, HERE / "shim.c", "-ldl"], check=True)
+        environment = {**os.environ, "LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(work)}
+        self._server = subprocess.Popen(
+            [sys.executable, __file__, str(shim)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+        )
+
+    def run(self, *words: str, below: Path, fault: str | None = None, at: int = -1, seconds: float = 300) -> Ended:
+        """One run of the command line, with a fault at the `at`-th operation below a folder, or killed after a time."""
+        assert self._server.stdin
+        assert self._server.stdout
+        request = {"words": words, "below": str(below), "fault": fault, "at": at, "seconds": seconds}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return Ended(**json.loads(self._server.stdout.readline()))
+
+    def close(self) -> None:
+        assert self._server.stdin
+        self._server.stdin.close()
+        self._server.wait(60)
+        assert self._server.stdout
+        self._server.stdout.close()
+
+
+@contextlib.contextmanager
+def harness() -> Iterator[Harness]:
+    with tempfile.TemporaryDirectory() as work:
+        server = Harness(Path(work))
+        try:
+            yield server
+        finally:
+            server.close()
+
+
+def words(folder: Path, strategy: str = "ddpg", trials: int = 8) -> list[str]:
+    """A new run, or one that goes on if there is anything to go on with."""
+    if (folder / "settings.json").exists():
+        return ["search", "--out", str(folder), "--resume", "--quiet"]
+    options = {
+        "--model": f"{HERE / 'tiny.py'}:net",
+        "--data": f"{HERE / 'tiny.py'}:data",
+        "--budget": "flops=0.5",
+        "--strategy": strategy,
+        "--trials": str(trials),
+        "--score-steps": "2",
+        "--finetune-epochs": "2",
+        "--out": str(folder),
+    }
+    return ["search", "--quiet", *(part for pair in options.items() for part in pair)]
+
+
+def finished_trials(folder: Path) -> dict[int, tuple[float, str]]:
+    """Number -> (value, widths) of the finished trials, by SQLite alone, on the file as it lies there."""
+    path = folder / "study.db"
+    if not path.exists():
+        return {}
+    query = (
+        "SELECT number, value, value_json FROM trials JOIN trial_values USING (trial_id) "
+        "JOIN trial_user_attributes USING (trial_id) WHERE state = 'COMPLETE' AND key = 'widths'"
+    )
+    with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+        if not tables >= {"trials", "trial_values", "trial_user_attributes"}:
+            return {}  # the process died while it made them
+        return {number: (value, widths) for number, value, widths in database.execute(query)}
+
+
+def check_whole(folder: Path) -> None:
+    """Every file of a run can be read, whenever its process died."""
+    from amc.files import read_json
+    from amc.policy import load_policy
+
+    if not folder.exists():
+        return
+    for path in folder.iterdir():
+        if path.name in ("settings.json", "result.json"):
+            assert read_json(path)["schema_version"] == 1
+        elif path.name == "policy.json":
+            load_policy(path)
+        elif path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            load_file(path)
+
+
+# ---- the server
+
+
+def serve(shim: str) -> None:
+    """Answers requests, a line of JSON each; a request is a forked child."""
+    sys.path.insert(0, str(ROOT))
+    import matplotlib.pyplot  # noqa: F401
+    import stable_baselines3  # noqa: F401
+    import torch
+    import torch._dynamo
+
+    import search.figures
+    import search.job
+    import search.start
+    import search.strategies.ddpg
+    import search.verbs.search
+    from amc.files import write_atomic
+    from search.cli import main
+
+    torch.set_num_threads(1)
+    for module in (search.job, search.start):
+        module.export_onnx = lambda model, inputs, path: write_atomic(path, b"not exported")
+    search.job.measure_latency = lambda *_: {}
+    search.job.write_report = lambda path: write_atomic(path / "report.html", "")
+    shim_functions = ctypes.CDLL(shim)
+    shim_functions.amc_site.restype = ctypes.c_char_p
+    shim_functions.amc_seen.restype = ctypes.c_long
+    for line in sys.stdin:
+        request = json.loads(line)
+        with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as notes:
+            child = os.fork()
+            if child == 0:
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                kind = request["fault"]
+                below, code = request["below"].encode(), ERRORS[kind] if kind else 0
+                shim_functions.amc_fault(below, ctypes.c_long(request["at"]), code, int(kind == "full"))
+                try:
+                    status = main(request["words"])
+                except BaseException as error:
+                    print(f"uncaught: {error!r}", file=sys.stderr)
+                    status = 99
+                seen, site = shim_functions.amc_seen(), shim_functions.amc_site()
+                shim_functions.amc_fault(b"", ctypes.c_long(-1), 0, 0)
+                os.write(notes.fileno(), json.dumps([seen, site.decode()]).encode())
+                os._exit(status)
+            status = _wait(child, request["seconds"])
+            said.seek(0)
+            notes.seek(0)
+            seen, site = json.loads(notes.read() or b'[0, ""]')
+            text = said.read().decode(errors="replace")[-3000:]
+            print(json.dumps({"status": status, "said": text, "operations": seen, "site": site}), flush=True)
+
+
+def _wait(child: int, seconds: float) -> int:
+    """The child's exit status; it is killed when its time is up."""
+    end = time.monotonic() + seconds
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > end:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            end = float("inf")
+        time.sleep(0.002)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
