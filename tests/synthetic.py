@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -40,6 +40,54 @@ def concave(groups: int = 20, *, limit: float = 0.5, seed: int = 0) -> tuple[Pro
     best = accuracy(np.minimum((low * value / weight) ** 2, 1.0))
     budget = Budget(members, [Limit(cost, limit * 1e6, 1e6)])
     return Problem(members, budget, lambda w: accuracy([w[g.name] / 64 for g in members]), costs={"flops": cost}), best
+
+
+def staged(blocks: int = 6, *, limit: float = 0.5, noise: float = 0.0, seed: int = 0) -> tuple[Problem, float]:
+    """Three stages of `blocks` groups whose neighbours interact, in cost and in accuracy; and the best accuracy.
+
+    With y = log keep ratios the cost is sum_i c_i exp(y_i + y_(i+1)) (a layer between two groups), and accuracy a
+    sigmoid of a'(y - y*) - (y - y*)'Q(y - y*) / 2, Q tridiagonal. What is under the sigmoid is concave and the cost
+    convex, so with `a` along the cost's gradient at y*, and y* on the limit, y* is the optimum (Kuhn and Tucker).
+
+    noise: standard deviation of a score's error, the same whenever a policy is scored. seed: of y* and Q.
+    """
+    rng = np.random.default_rng(seed)
+    count = 3 * blocks
+    members = [
+        group(f"stage{i // blocks}.{i % blocks}", 16 << i // blocks, positions=1024 >> 2 * (i // blocks))
+        for i in range(count)
+    ]
+    dense = np.array([member.channels for member in members], dtype=float)
+    weight = rng.uniform(0.5, 1.5, count + 1)
+    weight /= weight.sum()
+
+    def layers(y: np.ndarray) -> np.ndarray:
+        padded = np.concatenate([[0.0], y, [0.0]])  # the input's and the output's channels stay
+        return np.asarray(weight * np.exp(padded[:-1] + padded[1:]))
+
+    planted = np.repeat(rng.normal(-0.6, 0.5, 3), blocks) + rng.normal(0, 0.3, count)
+    low, high = -3.0, 3.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if layers(np.minimum(planted + middle, 0)).sum() < limit else (low, middle)
+    planted = np.minimum(planted + low, -0.02)
+    limit = float(layers(planted).sum())
+    gradient = layers(planted)[:-1] + layers(planted)[1:]
+    curvature = rng.uniform(0.05, 0.25, count)
+    coupling = rng.uniform(-0.5, 0.5, count - 1) * np.sqrt(curvature[:-1] * curvature[1:])  # Q stays definite
+    q = np.diag(curvature) + np.diag(coupling, 1) + np.diag(coupling, -1)
+    cost = FunctionCost("flops", "MAC", lambda widths: 1e6 * float(layers(np.log(np.asarray(widths) / dense)).sum()))
+
+    def accuracy(widths: Sequence[int]) -> float:
+        off = np.log(np.asarray(widths) / dense) - planted
+        return float(1 / (1 + np.exp(-2 - 3 * gradient @ off + off @ q @ off / 2)))
+
+    def scored(policy: Mapping[str, int]) -> float:
+        widths = [policy[member.name] for member in members]
+        return accuracy(widths) + noise * float(np.random.default_rng([seed, *widths]).normal())
+
+    budget = Budget(members, [Limit(cost, limit * 1e6, 1e6)])
+    return Problem(members, budget, scored, costs={"flops": cost}), 1 / (1 + np.exp(-2))
 
 
 def chain(channels: Sequence[int], kernels: Sequence[int], positions: Sequence[int], step: int = 1) -> Structure:

@@ -12,10 +12,20 @@ if TYPE_CHECKING:
     from amc.problem import Problem
 
 STRATEGIES: dict[str, tuple[str, str]] = {
+    "auto": ("uniform, tilts, then evolution guided by a Gaussian process", "search.strategies.auto:make"),
     "ddpg": ("DDPG agent walking the layers (AMC, He et al. 2018)", "search.strategies.ddpg:make"),
     "nsga2": ("evolution: Optuna's NSGA-II (Deb et al. 2002)", "search.strategies.from_optuna:nsga2"),
     "cmaes": ("evolution: CMA-ES (Hansen 2016)", "search.strategies.cma:make"),
     "tpe": ("Parzen estimators: Optuna's TPE (Bergstra et al. 2011)", "search.strategies.from_optuna:tpe"),
+    "gp": ("Gaussian process: Optuna's, seconds a trial", "search.strategies.gp:make"),
+    "evolution": (
+        "regularized evolution, channels moving at constant cost (Real et al. 2019)",
+        "search.strategies.evolution:make",
+    ),
+    "anneal": ("simulated annealing, channels moving at constant cost", "search.strategies.anneal:make"),
+    "greedy": ("the first exchange between groups that helps (NetAdapt, AutoSlim)", "search.strategies.greedy:make"),
+    "sensitivity": ("curves of all groups, then a knapsack (SPDY, HALP)", "search.strategies.sensitivity:make"),
+    "tilt": ("kept cost grows from stage to stage: five trials", "search.strategies.tilt:make"),
     "random": ("random widths, scaled to the budget", "search.strategies.from_optuna:random"),
     "uniform": ("the same keep ratio everywhere: one trial", "search.strategies.uniform:make"),
 }
