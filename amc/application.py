@@ -103,6 +103,13 @@ def _fit_one(entry: GroupPolicy, group: Group) -> None:
             f"group {entry.name!r} has {entry.channels} units of kind {entry.kind} in the policy, "
             f"but {group.channels} of kind {group.kind} in the model"
         )
+    if entry.kept is not None and group.cells is not None:
+        share = np.bincount(group.cells[entry.kept], minlength=int(group.cells.max()) + 1)
+        if share.min() != share.max():
+            raise PolicyError(
+                f"group {entry.name!r} must keep equally many channels of each group of a grouped layer, "
+                f"but `kept` holds {', '.join(map(str, share))}"
+            )
     if entry.width not in group.widths:
         raise PolicyError(f"group {entry.name!r} can't keep {entry.width} channels; it can keep {allowed(group)}")
 

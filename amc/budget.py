@@ -101,7 +101,7 @@ class Limit:
     @property
     def fraction(self) -> float:
         """The limit as a fraction of the dense model's cost."""
-        return self.value / self.dense
+        return self.value / self.dense if self.dense else 1.0
 
 
 class Budget:
@@ -143,7 +143,9 @@ class Budget:
             dense = cost([group.channels for group in groups])
             value = spec.value * dense if spec.fraction else spec.value
             margin = (margins or {}).get(spec.cost, 0.0)
-            limits.append(Limit(cost, math.floor(value) if isinstance(dense, int) else value, dense, margin))
+            limits.append(
+                Limit(cost, math.floor(value * (1 + 1e-12)) if isinstance(dense, int) else value, dense, margin)
+            )
         return cls(groups, limits)
 
     def __repr__(self) -> str:

@@ -8,20 +8,28 @@ policy (batches, images, the order of channels) is made once and stays in memory
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from amc.errors import DataError
 from amc.finetune import Batch, Split, draw, train
 from amc.forward import call, device_of, logits, to_device
 from amc.groups import Structure
 from amc.problem import WidthsByName
+from amc.seeding import seeded
 from amc.slim import slim
 
 Metric = Callable[[nn.Module], float]
+
+log = logging.getLogger("amc")
 
 
 @dataclass(frozen=True)
@@ -72,24 +80,36 @@ class Evaluator:
             drawn = draw(train_split, s.steps, batch=s.batch, augment=augment, seed=seed)
             self._training = [to_device(batch, device) for batch in drawn]
             self._calibration = in_memory(train_split, s.calibration, device, batch=s.batch, seed=seed)
+        self._metric, self._seed = metric, seed
         if metric is None:
-            scored = in_memory(val_split, s.images or len(val_split), device, batch=500, seed=seed)
-            self.metric: Metric = lambda model: accuracy(model, scored)
-        else:
-            self.metric = metric
+            self._scored = in_memory(val_split, s.images or len(val_split), device, batch=500, seed=seed)
 
     def __call__(self, widths: WidthsByName) -> float:
-        """The score of one policy."""
-        candidate = self.candidate(widths)
-        train(
-            candidate,
-            self._training,
-            steps=len(self._training),
-            lr=self.settings.lr,
-            weight_decay=self.settings.weight_decay,
-        )
-        recalibrate(candidate, self._calibration)
-        return self.metric(candidate)
+        """The score of one policy, the same each time. Where memory runs out, batches are halved, up to three times."""
+        with seeded(self._seed, "evaluate"):
+            return self._patient_score(widths)
+
+    def _patient_score(self, widths: WidthsByName) -> float:
+        for parts in (1, 2, 4):
+            try:
+                return self._score(widths, parts)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                log.warning("out of memory at %s of the batch size; trying half of that", Fraction(1, parts))
+            free_memory()  # after the handler, whose traceback holds on to the tensors
+        return self._score(widths, 8)
+
+    def _score(self, widths: WidthsByName, parts: int) -> float:
+        """The score, with every batch in so many parts; each is a step of its own."""
+        training, candidate = split(self._training, parts), self.candidate(widths)
+        train(candidate, training, steps=len(training), lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        recalibrate(candidate, split(self._calibration, parts))
+        return self.metric(candidate, parts)
+
+    def metric(self, model: nn.Module, parts: int = 1) -> float:
+        """A model's worth as it is: the metric, or the accuracy on the images that are scored."""
+        return self._metric(model) if self._metric else accuracy(model, split(self._scored, parts))
 
     def candidate(self, widths: WidthsByName) -> nn.Module:
         """The slim model of a policy, as sliced."""
@@ -105,12 +125,45 @@ def kept_units(order: Mapping[str, np.ndarray], widths: WidthsByName) -> dict[st
     return {name: np.sort(order[name][:width]) for name, width in widths.items()}
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, as Python, torch's CPU allocator or CUDA say it."""
+    said = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error).lower() for text in said)
+
+
+def free_memory() -> None:
+    """Gives back what nobody uses."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def split(batches: Sequence[Batch], parts: int) -> list[Batch]:
+    """Every batch in so many parts of nearly equal size; one that has fewer than two examples a part stays whole."""
+    return [part for batch in batches for part in _parts(batch, parts)] if parts > 1 else list(batches)
+
+
+def _parts(batch: Batch, parts: int) -> list[Batch]:
+    inputs, labels = batch
+    if len(labels) < 2 * parts:
+        return [batch]
+
+    def cut(value: Any) -> list[Any]:
+        if isinstance(value, torch.Tensor):
+            return list(torch.tensor_split(value, parts))
+        if isinstance(value, Mapping):
+            return [dict(zip(value, each, strict=True)) for each in zip(*map(cut, value.values()), strict=True)]
+        return list(zip(*map(cut, value), strict=True))
+
+    return list(zip(cut(inputs), cut(labels), strict=True))
+
+
 def in_memory(
     split: Split, count: int, device: torch.device | str = "cpu", *, batch: int = 500, seed: int = 0
 ) -> list[Batch]:
     """`count` examples of a split (all, if it has fewer) as batches on the device; the same ones for the same seed."""
     chosen = np.random.default_rng(seed).permutation(len(split))[:count]
-    parts = [chosen[i : i + batch] for i in range(0, len(chosen), batch)]
+    parts = np.array_split(chosen, max(-(-len(chosen) // batch), 1))  # equal ones: each counts the same in a batch norm
     return [to_device(split.batch(part), device) for part in parts]
 
 
@@ -126,7 +179,13 @@ def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     with torch.inference_mode():
         for inputs, labels in batches:
             labels = to_device(labels, device)
-            hits = logits(call(model, to_device(inputs, device))).argmax(1) == labels
+            found = logits(call(model, to_device(inputs, device))).argmax(1)
+            if found.shape != labels.shape:
+                raise DataError(
+                    f"labels of shape {tuple(labels.shape)} don't fit predictions of shape {tuple(found.shape)}; "
+                    "give class numbers, one for each prediction, or a metric of your own (metric=… in Python)"
+                )
+            hits = found == labels
             right, count = right + int(hits.sum()), count + hits.numel()
     return right / count if count else float("nan")
 
@@ -142,9 +201,11 @@ def recalibrate(model: nn.Module, batches: Sequence[Batch]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    with torch.no_grad():
-        for inputs, _ in batches:
-            call(model, to_device(inputs, device_of(model)))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
+    try:
+        with torch.no_grad():
+            for inputs, _ in batches:
+                call(model, to_device(inputs, device_of(model)))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.eval()

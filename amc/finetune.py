@@ -7,6 +7,7 @@ Images are augmented by a random crop per image (zero padding of an eighth of th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ from amc.seeding import seeded
 Batch = tuple[Any, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], object]
+_log = logging.getLogger("amc")
+
 AUGMENTATIONS = ("crop", "flip")
 
 
@@ -92,8 +95,13 @@ def train(
     if steps == 0:
         return losses
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        _log.warning("nothing is fine-tuned: no parameter of the model requires a gradient")
+        model.eval()
+        return losses
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
+    rise = min(max(0.1, 2.5 / (steps + 1)), 0.9)  # a tenth, but at least a step: a rise of no steps divides by zero
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=rise)
     device = device_of(model)
     model.train()
     for step, (inputs, labels) in enumerate(batches):

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from amc.budget import Budget
 from amc.cost import Cost, spent
-from amc.errors import PolicyError
+from amc.errors import ModelError, PolicyError
 from amc.groups import Group
 from amc.registry import suggest
 from amc.reward import Reward
@@ -62,6 +64,8 @@ class Problem:
         costs: Mapping[str, Cost] | None = None,
         reward: Reward = accuracy_reward,
     ) -> None:
+        if not groups:
+            raise ModelError("there is nothing to search: the problem has no groups")
         self.groups = tuple(groups)
         self.budget = budget
         self.costs = {**{limit.cost.name: limit.cost for limit in budget.limits}, **(costs or {})}
@@ -125,9 +129,11 @@ class Problem:
     def widths(self, policy: Any) -> tuple[int, ...]:
         """The policy as widths in the groups' order, checked."""
         policy = getattr(policy, "widths", policy)
-        if not isinstance(policy, Mapping):
-            policy = dict(zip((group.name for group in self.groups), policy, strict=True))
         names = [group.name for group in self.groups]
+        if not isinstance(policy, Mapping):
+            if not isinstance(policy, Sequence | np.ndarray) or len(policy) != len(names):
+                raise PolicyError(f"{policy!r} is not a policy: give a mapping group -> width, or {len(names)} widths")
+            policy = dict(zip(names, policy, strict=True))
         for name in policy:
             if name not in names:
                 raise PolicyError(f"the policy names a group {name!r} that the model lacks; {suggest(name, names)}")

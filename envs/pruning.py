@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium
@@ -91,6 +92,8 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def decide(self, action: float) -> dict[str, Any]:
         """Executes an action without scoring the policy that it may complete; returns the step's info."""
+        if not math.isfinite(action):
+            raise ValueError(f"the action {action} is not a number in [-1, 1]")
         index = len(self._executed)
         if index == len(self.problem.groups):
             raise gymnasium.error.ResetNeeded("the episode is over: every group is decided; call reset()")

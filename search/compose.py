@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -242,7 +243,7 @@ def load_dense(
     weights: in place of the settings'. input_shape: where there is no data.
     """
     weights = weights or settings.weights
-    spec: Any = settings.model if model is None else model
+    spec: Any = settings.model if model is None else copy.deepcopy(model)  # the user's own stays as it is
     if model is None and not weights and is_trained_here(settings) and data is not None:
         with display.bar(f"training {settings.model} on {data.name}, once") as report:
             spec = pretrained(settings.model, data, progress=report)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from optuna.samplers import BaseSampler
 from torch import nn
 
@@ -101,9 +102,13 @@ def run(
         _, own_model, own_data = with_objects({}, model, data)
     else:
         named, own_model, own_data = with_objects(settings, model, data)
-    return run_job(
-        named, out=out, resume=resume, model=own_model, data=own_data, metric=metric, display=Display(quiet=quiet)
-    )
+    threads = torch.get_num_threads()
+    try:
+        return run_job(
+            named, out=out, resume=resume, model=own_model, data=own_data, metric=metric, display=Display(quiet=quiet)
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def run_job(

@@ -1,0 +1,113 @@
+"""Scoring and fine-tuning: right on odd sizes, and the same each time."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amc.coupling import trace
+from amc.errors import DataError
+from amc.evaluate import Evaluator, ScoreSettings, accuracy, in_memory, recalibrate
+from amc.finetune import Diverged, draw, finetune, train
+from amc.importance import rank
+
+
+class Examples:
+    """Random vectors, the class is the largest of the first three entries."""
+
+    def __init__(self, count: int) -> None:
+        self.x = torch.randn(count, 5, generator=torch.Generator().manual_seed(count))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, indices):
+        x = self.x[np.asarray(indices)]
+        return x, x[:, :3].argmax(1)
+
+
+def net(dropout: float = 0.0) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3)).eval()
+
+
+@pytest.mark.parametrize("steps", range(1, 31))
+def test_any_number_of_steps_ends_at_a_rate_of_about_nothing(steps):
+    model, before = net(), []
+    last = model[-1].weight
+
+    def note(done: int, total: int) -> None:
+        before.append(last.detach().clone())
+
+    losses = train(model, draw(Examples(64), steps, batch=16), steps=steps, lr=0.02, progress=note)
+    assert len(losses) == len(before) == steps
+    if steps > 4:
+        moves = [float((a - b).abs().max()) for a, b in pairwise(before)]
+        assert moves[-1] < 0.6 * max(moves)
+
+
+def test_training_learns_and_a_diverged_loss_says_so():
+    model = net()
+    start = accuracy(model, in_memory(Examples(300), 300))
+    finetune(model, Examples(500), epochs=20, lr=0.1, batch=32)
+    assert accuracy(model, in_memory(Examples(300), 300)) > start + 0.2
+    assert not model.training
+    with pytest.raises(Diverged, match="lower the learning rate"):
+        finetune(net(), Examples(500), steps=50, lr=1e30)
+
+
+def test_a_model_without_trainable_parameters_is_left_as_it_is(caplog):
+    model = net().requires_grad_(False)
+    finetune(model, Examples(64), steps=3)
+    assert "requires a gradient" in caplog.text
+
+
+def test_a_data_set_smaller_than_a_batch_is_one_batch():
+    batches = list(draw(Examples(10), 3, batch=128))
+    assert [len(labels) for _, labels in batches] == [10, 10, 10]
+
+
+def test_accuracy_refuses_labels_of_another_shape():
+    eye = torch.eye(4)
+    assert accuracy(nn.Identity(), [(eye, torch.arange(4))]) == 1.0
+    with pytest.raises(DataError, match=r"\(4, 1\) don't fit predictions of shape \(4,\)"):
+        accuracy(nn.Identity(), [(eye, torch.arange(4)[:, None])])
+    with pytest.raises(DataError, match="metric of your own"):
+        accuracy(nn.Identity(), [(eye, eye)])
+
+
+def test_recalibration_gives_the_statistics_of_all_examples_whatever_the_batches():
+    split, norm = Examples(130), nn.BatchNorm1d(5)
+    recalibrate(norm, in_memory(split, 130, batch=128))  # 128 and 2 would count the two as much as the others
+    assert norm.running_mean.numpy() == pytest.approx(split.x.mean(0).numpy(), abs=1e-6)
+    assert (norm.momentum, norm.training) == (0.1, False)
+    recalibrate(net(), in_memory(Examples(129), 512, batch=128))  # no batch of one
+
+
+@pytest.fixture(scope="module")
+def scored():
+    model = net(dropout=0.5)
+    structure = trace(model, (torch.zeros(1, 5),))
+    order = rank(model, structure)
+    settings = ScoreSettings(steps=4, batch=16, images=100, calibration=64)
+    return Evaluator(model, structure, order, train_split=Examples(200), val_split=Examples(150), settings=settings)
+
+
+def test_a_policy_scores_the_same_each_time_and_the_callers_random_numbers_stay(scored):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = scored({"0": 4})
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert scored({"0": 4}) == first
+
+
+def test_scoring_leaves_the_dense_model_as_it_is(scored):
+    before = {name: value.clone() for name, value in scored.model.state_dict().items()}
+    scored({"0": 2})
+    assert all(torch.equal(value, before[name]) for name, value in scored.model.state_dict().items())
+    assert not scored.model.training
