@@ -44,7 +44,7 @@ def test_every_example_is_tested_here():
 
 
 def test_own_model_gives_a_smaller_model_that_deploys_with_numpy_and_onnxruntime_alone():
-    result = example("own_model").main(epochs=1, trials=2, score_steps=2, finetune_epochs=1)
+    result = example("own_model").main(epochs=1, trials=2, score_steps=2, finetune_epochs=2)
     assert result.summary["best"]["params"] <= 0.5 * result.summary["dense"]["params"]
     model = result.path / "model.onnx"
     deploy = EXAMPLES / "deploy.py"
