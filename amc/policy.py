@@ -107,6 +107,9 @@ class Policy(_Strict):
         """Writes the policy file, whole or not at all; equal policies give equal bytes."""
         write_atomic(path, dump_json(self.model_dump(mode="json", exclude_none=False)))
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def __repr__(self) -> str:
         kept = ", ".join(f"{group.name} {group.width}/{group.channels}" for group in self.groups)
         return f"Policy({self.model.name}: {kept})"

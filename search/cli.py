@@ -36,6 +36,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "latency": ("measure and compare ONNX files on a device, or build a latency table", "search.verbs.latency"),
     "report": ("rebuild the report of a finished run", "search.verbs.report"),
     "compare": ("several finished runs side by side, with their Pareto front", "search.verbs.compare"),
+    "doctor": ("what is installed, which devices and providers work, what to install for what", "search.verbs.doctor"),
+    "completion": ("a completion script for bash, zsh or fish", "search.completion"),
 }
 
 EXAMPLES = {
@@ -46,6 +48,8 @@ EXAMPLES = {
     "latency": "amc latency runs/x/dense.onnx runs/x/model.onnx --device ssh://pi@board:22",
     "report": "amc report runs/x",
     "compare": "amc compare runs/x runs/y --out compared.html",
+    "doctor": "amc doctor --json",
+    "completion": "amc completion bash > ~/.local/share/bash-completion/completions/amc",
 }
 
 log = logging.getLogger("amc")
@@ -161,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        cause: BaseException
         if "--verbose" in words:
             raise
         disk = disk_trouble(error)
@@ -168,7 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reason = str(error).splitlines()[0]
             said = f"{disk} ({reason}); what was written before is whole, and --resume goes on with a run"
             return _fail(said, 1, as_json)
-        return _fail(f"unexpected error: {type(error).__name__}: {error}. --verbose shows where", 1, as_json)
+        cause = error
+        while cause.__cause__ is not None:  # the first one says most
+            cause = cause.__cause__
+        said = f"{type(cause).__name__}: {str(cause).strip() or 'no reason given'}"
+        return _fail(f"unexpected error: {said}. --verbose shows where", 1, as_json)
 
 
 def _listen() -> None:
