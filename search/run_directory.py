@@ -32,7 +32,7 @@ SETTINGS, DENSE, DENSE_ONNX, STUDY = "settings.json", "dense.safetensors", "dens
 POLICY, MODEL, MODEL_ONNX = "policy.json", "model.safetensors", "model.onnx"
 RESULT, REPORT, TABLE = "result.json", "report.html", "latency-table.json"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
-_TEMPORARY = re.compile(r"\..*\.tmp")
+_TEMPORARY = re.compile(r"\..*\.tmp(-journal|-wal|-shm)?")
 
 
 class RunDirectory:
@@ -104,7 +104,8 @@ def check_free(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise RunError(f"--out {path} is a file; give a folder that doesn't exist yet, or an empty one")
     if path.is_dir() and any(not _is_trace(entry.name) for entry in path.iterdir()):
-        raise RunError(f"--out {path} exists and is not empty; go on with its run by --resume, or give another folder")
+        way = "go on with its run by `amc search --resume`, or give" if (path / SETTINGS).is_file() else "give"
+        raise RunError(f"--out {path} exists and is not empty; {way} another folder")
 
 
 def _is_trace(name: str) -> bool:

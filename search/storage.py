@@ -59,9 +59,10 @@ def open_storage(path: Path) -> RDBStorage:
     """
     if path.exists():
         _check_sqlite(path)
-    url = URL.create("sqlite", database=str(path)).render_as_string()
+    else:  # whole or not at all: Optuna does not go on with half of its tables
+        write_atomic(path, lambda temporary: _sqlite(temporary).engine.dispose())
     try:
-        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        storage = _sqlite(path, connect_args={"timeout": 60})
     except Exception as error:
         if disk_trouble(error):
             raise
@@ -69,6 +70,10 @@ def open_storage(path: Path) -> RDBStorage:
     event.listen(storage.engine, "connect", _set_pragmas)
     storage.engine.dispose()  # connections opened so far lack the pragmas
     return storage
+
+
+def _sqlite(path: Path, **engine: Any) -> RDBStorage:
+    return RDBStorage(URL.create("sqlite", database=str(path)).render_as_string(), engine_kwargs=engine)
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
@@ -261,9 +266,7 @@ def copy_study(study: optuna.Study, path: Path) -> None:
     """Writes a study into an SQLite file of its own, so that a run's directory holds its trials."""
 
     def fill(temporary: Path) -> None:
-        temporary.unlink()
-        url = URL.create("sqlite", database=str(temporary)).render_as_string()
-        storage = RDBStorage(url)
+        storage = _sqlite(temporary)
         optuna.copy_study(
             from_study_name=study.study_name,
             from_storage=study._storage,

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 
@@ -16,20 +17,18 @@ class Unavailable(Exception):
 class Postgres:
     """A server; `url` is what `--storage` takes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._bin = folder, _binaries()
+    def __init__(self) -> None:
+        self._bin = _binaries()
+        self.folder = Path(tempfile.mkdtemp(prefix="amc-postgres-"))
         self._user = "postgres" if os.geteuid() == 0 else None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-        folder.mkdir(parents=True, exist_ok=True)
         if self._user:  # the server refuses to run as root
-            for place in (folder, *folder.parents[:-1]):
-                if not place.stat().st_mode & 0o001:
-                    place.chmod(place.stat().st_mode | 0o011)
-            shutil.chown(folder, self._user)
-        self._call("initdb", "-A", "trust", "-U", "postgres", "-D", str(folder / "data"), "-E", "UTF8", "--no-sync")
+            shutil.chown(self.folder, self._user)
+        data = str(self.folder / "data")
+        self._call("initdb", "-A", "trust", "-U", "postgres", "-D", data, "-E", "UTF8", "--no-sync")
         self.start()
 
     def start(self) -> None:
@@ -40,6 +39,11 @@ class Postgres:
     def stop(self, how: str = "immediate") -> None:
         """Stops it; `immediate` is a crash."""
         self._call("pg_ctl", "-w", "-D", str(self.folder / "data"), "-m", how, "stop")
+
+    def close(self) -> None:
+        """Stops it and removes its folder."""
+        self.stop("fast")
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _call(self, program: str, *words: str) -> None:
         line = [str(self._bin / program), *words]

@@ -55,7 +55,7 @@ def work(url: str, log: Path, trials: int, seconds: float) -> None:
 
 def campaign(folder: Path, *, workers: int, trials: int, restarts: int, kills: int, seconds: float) -> dict[str, Any]:
     """Starts the workers, disturbs them at even distances, and checks what the study holds at the end."""
-    server, log = Postgres(folder / "server"), folder / "log"
+    server, log = Postgres(), folder / "log"
     log.touch()
     try:
         line = [sys.executable, __file__, "--work", server.url, str(log), str(trials), str(seconds)]
@@ -83,7 +83,7 @@ def campaign(folder: Path, *, workers: int, trials: int, restarts: int, kills: i
                 results.append(json.loads(out))
         return _checked(server.url, log, trials, killed, results)
     finally:
-        server.stop("fast")
+        server.close()
 
 
 def _evaluating(running: list[subprocess.Popen[bytes]], log: Path) -> subprocess.Popen[bytes]:

@@ -1,0 +1,360 @@
+"""What goes wrong, goes wrong for itself: memory, a hung or crashed evaluation, a diverged fine-tune, hostile files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+from sqlalchemy import event
+from torch import nn
+
+import search as package
+from amc import evaluate as evaluate_module
+from amc.errors import RunError, UsageError
+from amc.evaluate import split
+from amc.files import disk_trouble, read_json
+from amc.finetune import Diverged
+from amc.weights import save_weights
+from benchmarks.faults.tiny import data, net
+from search import finish as finish_module
+from search.compose import compose
+from search.display import Display
+from search.executor import EvaluationFailed, Isolated
+from search.finish import recover
+from search.job import run
+from search.run_directory import owned
+from search.settings import Settings, without_password
+from search.storage import checked_url, open_storage, recoverable
+from search.strategies import make_sampler
+from search.study import open_study, search
+from tests.synthetic import concave
+
+TINY = Path(__file__).parent.parent / "benchmarks" / "faults" / "tiny.py"
+SETTINGS = Settings(
+    model=f"{TINY}:net", data=f"{TINY}:data", budget=("flops=0.5",), score_steps=1, finetune_epochs=1, threads=1
+)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return compose(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def weights(setup, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("dense") / "dense.safetensors"
+    save_weights(setup.loaded.model, path)
+    return path
+
+
+def middle(setup) -> dict[str, int]:
+    return setup.problem.named(setup.problem.admit([group.channels // 2 for group in setup.problem.groups]))
+
+
+# ---- memory
+
+
+def test_where_memory_runs_out_the_batch_is_halved(setup, monkeypatch, caplog):
+    sizes = []
+    real = evaluate_module.train
+
+    def train(model, batches, **more):
+        sizes.append(len(batches[0][1]))
+        if sizes[-1] > 40:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 PB")
+        return real(model, batches, **more)
+
+    monkeypatch.setattr(evaluate_module, "train", train)
+    assert 0 <= setup.evaluator(middle(setup)) <= 1
+    assert sizes == [128, 64, 32]
+    assert "out of memory at 1/2 of the batch size" in caplog.text
+
+
+def test_where_even_small_batches_are_too_much_the_trial_fails(setup, monkeypatch):
+    def train(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluate_module, "train", train)
+    study = open_study(None, "x", make_sampler("random", setup.problem, trials=2, seed=0))
+    found = search(setup.problem, study, trials=2)
+    assert (found.trials, found.failed) == (0, 2)
+    assert study.trials[0].user_attrs["error"] == "OutOfMemoryError: CUDA out of memory"
+
+
+def test_another_runtime_error_is_not_taken_for_a_lack_of_memory(setup, monkeypatch):
+    calls = []
+
+    def train(*_, **__):
+        calls.append(1)
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(evaluate_module, "train", train)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        setup.evaluator(middle(setup))
+    assert len(calls) == 1
+
+
+def test_parts_of_a_batch_hold_all_of_it_whatever_the_inputs_are():
+    x, y = torch.arange(10.0).view(10, 1), torch.arange(10)
+    for inputs in (x, {"a": x, "b": x}, (x, [x, x])):
+        parts = split([(inputs, y)], 4)
+        assert torch.equal(torch.cat([labels for _, labels in parts]), y)
+        assert len(parts) == 4
+    assert torch.equal(torch.cat([inputs["b"] for inputs, _ in split([({"a": x, "b": x}, y)], 2)]), x)
+    assert len(split([(x, y)], 8)) == 1  # a batch norm needs two examples
+
+
+# ---- evaluation in a child
+
+
+def test_a_child_scores_a_policy_as_this_process_does(setup, weights):
+    isolated = Isolated(SETTINGS, weights)
+    try:
+        assert isolated(middle(setup)) == setup.evaluator(middle(setup))
+        os.kill(isolated._child.pid, 11)  # a segfault in some kernel, say
+        with pytest.raises(EvaluationFailed, match="was killed by SIGSEGV"):
+            isolated(middle(setup))
+        with pytest.raises(EvaluationFailed, match="KeyError"):
+            isolated({"nothing": 1})
+        isolated._timeout = 1e-6
+        with pytest.raises(EvaluationFailed, match="longer than --trial-timeout"):
+            isolated(middle(setup))
+        assert isolated._child is None
+    finally:
+        isolated.close()
+
+
+def test_a_child_ends_with_its_parent(weights):
+    code = (
+        "import sys; from pathlib import Path; from tests.test_faults import SETTINGS; "
+        "from search.executor import Isolated; i = Isolated(SETTINGS, Path(sys.argv[1])); i._start(); "
+        "print(i._child.pid, flush=True); import os; os.kill(os.getpid(), 9)"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code, weights], cwd=root, capture_output=True, text=True, check=False)
+    child = int(done.stdout)
+    for _ in range(1000):
+        status = Path(f"/proc/{child}/stat")
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail("the child outlived its parent")
+
+
+def test_objects_can_not_be_evaluated_in_a_child(tmp_path):
+    with pytest.raises(UsageError, match="--isolate"):
+        run(model=net(), data=data(), budget="flops=0.5", isolate=True, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+# ---- fine-tuning
+
+
+def test_a_diverged_fine_tune_is_repeated_at_a_lower_rate_and_then_left_out(setup, tmp_path, monkeypatch, caplog):
+    rates = []
+
+    def finetune(model, *_, lr, **__):
+        rates.append(lr)
+        nn.init.constant_(next(model.parameters()), float("nan"))
+        raise Diverged("the training loss became nan")
+
+    monkeypatch.setattr(finish_module, "finetune", finetune)
+    candidate = recover(setup, "search", middle(setup), tmp_path, Display(quiet=True))
+    assert rates == [0.02, 0.002]
+    assert all(torch.isfinite(tensor).all() for tensor in candidate.model.state_dict().values())
+    assert "is not fine-tuned" in caplog.text
+
+
+# ---- the study's file
+
+
+def a_study(path: Path, strategy: str = "random", trials: int = 30) -> None:
+    problem = concave(6)[0]
+    storage = open_storage(path)
+    search(
+        problem, open_study(storage, "search", make_sampler(strategy, problem, trials=trials, seed=0)), trials=trials
+    )
+    storage.engine.dispose()
+
+
+def test_a_damaged_study_is_reported_with_what_can_be_read_of_it(tmp_path):
+    path = tmp_path / "study.db"
+    a_study(path)
+    content = bytearray(path.read_bytes())
+    whole = recoverable(path)
+    assert len(whole) == 30
+    content[len(content) // 2 :] = os.urandom(len(content) - len(content) // 2)
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"is damaged .* finished trials can still be read.*mv study.db"):
+        open_storage(path)
+    assert recoverable(path).items() <= whole.items()
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(RunError, match="is damaged"):
+        open_storage(path)
+
+
+def test_a_study_with_code_of_its_own_is_refused(tmp_path):
+    path = tmp_path / "study.db"
+    a_study(path, trials=2)
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TRIGGER t AFTER INSERT ON trials BEGIN DELETE FROM trials; END")
+    database.close()
+    with pytest.raises(RunError, match="trigger"):
+        open_storage(path)
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("strategy", ["ddpg", "nsga2", "cmaes", "tpe", "random"])
+def test_a_pickle_in_the_study_is_never_executed(tmp_path, strategy):
+    path, problem = tmp_path / "study.db", concave(6)[0]
+    storage = open_storage(path)
+    study = open_study(storage, "search", make_sampler(strategy, problem, trials=12, seed=0))
+    search(problem, study, trials=6)
+    bomb = pickle.dumps(Bomb(tmp_path / "boom"))
+    for trial in study.trials:
+        for key in ("cma:optimizer:0", "cma:optimizer", "optimizer", "agent"):
+            with storage.engine.begin() as connection:
+                connection.exec_driver_sql(
+                    "INSERT INTO trial_system_attributes (trial_id, key, value_json) VALUES (?, ?, ?)",
+                    (trial._trial_id, key, json.dumps(bomb.hex())),
+                )
+    again = open_study(open_storage(path), "search", make_sampler(strategy, problem, trials=12, seed=0))
+    search(concave(6)[0], again, trials=12)
+    assert not (tmp_path / "boom").exists()
+    pickle.loads(bomb)
+    assert (tmp_path / "boom").exists()  # it would have
+
+
+def test_nothing_of_ours_unpickles_but_the_cifar_reader():
+    root = Path(package.__file__).parent.parent
+    users = {
+        path.relative_to(root).as_posix()
+        for folder in ("amc", "search", "latency", "envs")
+        for path in (root / folder).rglob("*.py")
+        if any(word in path.read_text() for word in ("import pickle", "CmaEsSampler(", "load_replay_buffer"))
+    }
+    assert users == {"amc/cifar.py"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("accuracy", "high"), ("accuracy", None), ("widths", {"layer00": 1}), ("flops", True)]
+)
+def test_trials_that_we_did_not_write_are_refused_by_number(tmp_path, key, value):
+    path, problem = tmp_path / "study.db", concave(6)[0]
+    a_study(path, trials=3)
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = ?", (json.dumps(value), key))
+    database.close()
+    study = open_study(open_storage(path), "search", make_sampler("random", problem, trials=5, seed=0))
+    with pytest.raises(RunError, match=r"trial 0 of the study"):
+        search(problem, study, trials=5)
+
+
+# ---- files
+
+
+def test_json_is_refused_where_readers_disagree(tmp_path):
+    path = tmp_path / "x.json"
+    for text, says in [
+        ('{"a": 1, "a": 2}', "duplicate key 'a'"),
+        ("[NaN]", "NaN"),
+        ("[-Infinity]", "Infinity"),
+        ("[1e999]", "out of range"),
+        ("[" * 10**5, "nested too deeply"),
+        ('"' + "x" * 100 + '"', "larger than 64"),
+        ("\udc80", "utf-8"),
+        ("", "Expecting value"),
+    ]:
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))
+        with pytest.raises(ValueError, match=says):
+            read_json(path, limit=64 if len(text) == 102 else 2**20)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_json(tmp_path / "pipe.json")
+
+
+def test_trouble_with_the_disk_is_known_by_its_cause():
+    error = RuntimeError("could not export")
+    error.__cause__ = OSError(28, "No space left on device")
+    assert disk_trouble(error) == "the disk is full"
+    assert disk_trouble(sqlite3.OperationalError("database or disk is full")) == "the disk is full"
+    assert disk_trouble(ValueError("something else")) is None
+
+
+def test_a_full_database_stops_the_search_and_is_gone_on_with(tmp_path):
+    path, problem = tmp_path / "study.db", concave(6)[0]
+    storage = open_storage(path)
+    study = open_study(storage, "search", make_sampler("random", problem, trials=40, seed=0))
+    search(problem, study, trials=4)
+    full = optuna.storages.RDBStorage(f"sqlite:///{path}")
+
+    def limit(connection, _):
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages + 1}")
+
+    event.listen(full.engine, "connect", limit)
+    full.engine.dispose()
+    with pytest.raises(Exception, match=r".*") as raised:
+        search(concave(6)[0], open_study(full, "search", make_sampler("random", problem, trials=40, seed=0)), trials=40)
+    assert disk_trouble(raised.value) == "the disk is full"
+    full.engine.dispose()
+    fresh = concave(6)[0]
+    again = open_study(open_storage(path), "search", make_sampler("random", fresh, trials=40, seed=0))
+    assert search(fresh, again, trials=40).trials == 40
+    assert {trial.state for trial in again.trials} == {TrialState.COMPLETE}
+
+
+def test_a_log_that_can_not_be_written_says_nothing(tmp_path, capsys):
+    with owned(tmp_path / "run", resume=False):
+        handler = logging.getLogger("amc").handlers[-1]
+        assert isinstance(handler, logging.FileHandler)
+        handler.stream.close()
+        handler.stream = Path("/dev/full").open("w")  # noqa: SIM115
+        logging.getLogger("amc").info("lost")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("url", ["mysql://x", "sqlite:///x.db", "postgresql", "", "x" * 1000])
+def test_another_database_is_refused(url):
+    with pytest.raises(UsageError, match="must be postgresql://"):
+        checked_url(url)
+
+
+def test_passwords_stay_out_of_files():
+    assert without_password("postgresql://me:secret@db:5432/x?password=other&a=b") == "postgresql://me@db:5432/x?a=b"
+    assert "secret" not in json.dumps(replace(SETTINGS, storage="postgresql://me:secret@db/x").as_json())
+    with pytest.raises(UsageError) as refused:
+        checked_url("mysql://me:secret@db/x")
+    assert "secret" not in str(refused.value)
+
+
+def test_cma_es_proposes_whole_widths(setup):
+    problem = setup.problem
+    study = open_study(None, "x", make_sampler("cmaes", problem, trials=12, seed=0))
+    search(problem, study, trials=12)
+    assert all(isinstance(width, int) for trial in study.trials for width in trial.params.values())
+    assert np.isfinite([trial.value for trial in study.trials]).all()
