@@ -74,7 +74,8 @@ def _parse_limit(text: str, known: Sequence[str]) -> LimitSpec:
         if not 0 < fraction <= 1:
             unit = {"latency": "ms", "size": "MB"}.get(name, "M")
             raise BudgetError(
-                f"--budget {text} must be in (0, 1]; for an absolute limit write {name}={match[1]}{unit}, say"
+                f"--budget {text} must be in (0, 1]; for an absolute limit write {name}={match[1]}{unit}, say, "
+                f"and {name}=50% for a percentage"
             )
         return LimitSpec(name, fraction, True, text)
     if not 0 < number * units[match[2]] < math.inf:
@@ -87,12 +88,14 @@ class Limit:
     """The most that a policy may spend of one cost, in the cost's own unit.
 
     margin: the share of it that policies stay below, where the cost is a prediction that must hold when measured.
+    text: as the user wrote it.
     """
 
     cost: Cost
     value: float
     dense: float
     margin: float = 0.0
+    text: str = ""
 
     def met(self, widths: Sequence[int]) -> bool:
         """Whether a policy is within the limit, its margin left aside."""
@@ -142,15 +145,17 @@ class Budget:
             cost = costs[spec.cost]
             dense = cost([group.channels for group in groups])
             value = spec.value * dense if spec.fraction else spec.value
-            margin = (margins or {}).get(spec.cost, 0.0)
-            limits.append(
-                Limit(cost, math.floor(value * (1 + 1e-12)) if isinstance(dense, int) else value, dense, margin)
-            )
+            if isinstance(dense, int):
+                value = math.floor(value * (1 + 1e-12))  # 0.57 of 100 is 57, not 56.99…
+            limits.append(Limit(cost, value, dense, (margins or {}).get(spec.cost, 0.0), spec.text))
         return cls(groups, limits)
 
+    def __str__(self) -> str:
+        parts = (f"{x.cost.name} at most {x.value:,.6g} {x.cost.unit}".rstrip() for x in self.limits)
+        return ", ".join(f"{part} ({x.fraction:.3f} of dense)" for part, x in zip(parts, self.limits, strict=True))
+
     def __repr__(self) -> str:
-        limits = ", ".join(f"{x.cost.name} <= {x.value:g}{x.cost.unit} ({x.fraction:.3f})" for x in self.limits)
-        return f"Budget({limits})"
+        return f"Budget({self})"
 
     def met(self, widths: Sequence[int]) -> bool:
         """Whether the policy is within every limit."""
@@ -225,7 +230,7 @@ class Budget:
         lowest = limit.cost(self.floor) / (1 - limit.margin)
         name, fraction = limit.cost.name, math.ceil(lowest / limit.dense * 1000) / 1000
         raise BudgetError(
-            f"--budget {name}={limit.fraction:.6g} can't be reached with what can be pruned of this model; "
+            f"--budget {limit.text or f'{name}={limit.fraction:.6g}'} can't be reached with what can be pruned here; "
             f"lowest reachable: {name}={fraction:.3f} (that is {lowest:g} {limit.cost.unit} of {limit.dense:g}). "
             "`amc groups` shows what is frozen, and why"
         )

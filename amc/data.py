@@ -96,8 +96,12 @@ class Normalize:
     """uint8 images `(N, H, W, C)` to float32 `(N, C, H, W)`: `(x / peak - mean) / std`, a channel each."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], peak: float = 255) -> None:
+        self.mean, self.std = tuple(mean), tuple(std)
         self.scale = torch.tensor([1 / (peak * s) for s in std]).view(1, -1, 1, 1)
         self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, -1, 1, 1)
+
+    def __str__(self) -> str:
+        return f"mean {' '.join(f'{m:g}' for m in self.mean)}, std {' '.join(f'{s:g}' for s in self.std)}"
 
     def __call__(self, images: np.ndarray) -> Tensor:
         """The images, ready for a model."""

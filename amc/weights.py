@@ -117,11 +117,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     except ModelError:
         raise
     except (Exception, MemoryError) as problem:
-        way_out = "" if path.suffix == ".safetensors" else (
-            ". Only state dicts are read, since unpickling a model would run code from the file; "
-            "save one with torch.save(model.state_dict(), FILE)"
+        why = describe(problem) if path.suffix == ".safetensors" else (
+            "it is damaged, or more than a state dict, and unpickling a model would run code from the file; "
+            "save its weights with torch.save(model.state_dict(), FILE)"
         )  # fmt: skip
-        raise ModelError(f"--weights {path} can't be read: {describe(problem)}{way_out}") from problem
+        raise ModelError(f"--weights {path} can't be read: {why}") from problem
     return _state_dict(path, content)
 
 

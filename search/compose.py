@@ -118,6 +118,7 @@ def compose(
     specs = parse_budget(settings.budget) if settings.budget else ()
     if budget_required and not specs:
         raise BudgetError("--budget is required: say what the model must fit, as in --budget flops=0.5")
+    check_device(settings)
     loaded_data = read_data(settings, data)
     loaded = load_dense(settings, loaded_data, model=model, weights=dense_weights, display=display)
     structure = trace_model(loaded, settings)
@@ -220,6 +221,18 @@ def accelerator(name: str) -> torch.device:
             f"--accelerator {name!r} can't be used here ({str(error).splitlines()[0]}); write auto, cpu or cuda"
         ) from None
     return device
+
+
+def check_device(settings: Settings) -> None:
+    """Raises a DeviceError, or a UsageError, now rather than after the search, if the device can't be used."""
+    if settings.device != "local":
+        from latency.device import open_device
+
+        device = open_device(settings.device)
+        try:
+            device.fingerprint()
+        finally:
+            device.close()
 
 
 def set_threads(settings: Settings, flops: float) -> None:

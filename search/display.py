@@ -21,12 +21,12 @@ EVERY = 10.0
 
 
 class Display:
-    """Where progress and messages go. quiet: nowhere."""
+    """Where progress, messages and results go. quiet: no progress and no messages; json: no table either."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.messages = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self.results = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+        self.quiet = quiet or json
+        self.messages = Console(stderr=True, quiet=self.quiet, highlight=False, soft_wrap=True)
+        self.results = Console(quiet=json, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A message."""

@@ -93,7 +93,7 @@ def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
             finetune(
                 model,
                 data.train,
-                epochs=settings.finetune_epochs,
+                steps=finetune_steps(settings, len(data.train)),
                 lr=lr,
                 batch=settings.finetune_batch,
                 weight_decay=settings.weight_decay,
@@ -108,6 +108,11 @@ def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
     model = setup.evaluator.candidate(widths)
     setup.evaluator.recalibrate(model)
     return model
+
+
+def finetune_steps(settings: Settings, examples: int) -> int:
+    """Of the final fine-tune: its epochs', but no fewer than a score's, on however little data."""
+    return max(settings.finetune_epochs * max(examples // settings.finetune_batch, 1), settings.score_steps)
 
 
 def _finetuned_name(settings: Settings, widths: WidthsByName) -> str:

@@ -20,6 +20,7 @@ import torch
 from optuna.samplers import BaseSampler
 from torch import nn
 
+from amc.data import Data
 from amc.errors import Interrupted, SearchFailed, UsageError
 from amc.evaluate import Metric
 from amc.export import export_onnx
@@ -160,10 +161,13 @@ def finished_result(path: Path, display: Display) -> Result:
 def _announce(setup: Setup, display: Display) -> None:
     groups, frozen = setup.structure.groups, setup.structure.frozen
     display.say(
-        f"{setup.loaded.name} on {setup.data.name}: {len(groups)} groups of {sum(g.channels for g in groups)} channels"
-        + (f", {len(frozen)} parts frozen" if frozen else "")
-        + f"; {setup.problem.budget!r}"
+        f"{setup.loaded.name} on {setup.data.name}: {len(groups)} groups, {sum(g.channels for g in groups)} channels"
+        + (f", {len(frozen)} frozen (`amc groups` says why)" if frozen else "")
+        + f"; budget: {setup.problem.budget}"
     )
+    display.say(_examples(setup.data))
+    if setup.data.test is None and setup.metric is None:
+        log.warning("there is no test split, so no figure of the result is on images that the search never saw")
     worth = setup.evaluator.metric(setup.loaded.model)
     display.say(
         f"the dense model's {'accuracy' if setup.metric is None else 'metric'} on the search split: {worth:.4f}"
@@ -173,6 +177,14 @@ def _announce(setup: Setup, display: Display) -> None:
         log.warning(
             "the dense model guesses: are these its weights (--weights), and its normalization (--mean, --std)?"
         )
+
+
+def _examples(data: Data) -> str:
+    """How many examples each split has, and how images are normalized."""
+    splits = {"train": data.train, "val (searched on)": data.val, "test": data.test}
+    text = "examples: " + ", ".join(f"{name} {'none' if x is None else len(x)}" for name, x in splits.items())
+    normalize = getattr(data.val, "normalize", None)
+    return f"{text}; images normalized by {normalize}" if normalize is not None else text
 
 
 def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Setup, SearchResult]:

@@ -143,7 +143,7 @@ def _listed(parts: Sequence[str]) -> str:
 def against_uniform(result: RunResult) -> str:
     """How the search did against keeping the same share everywhere."""
     if result.best.source == "uniform":
-        return "the uniform policy ended at least as well as the searched one, so it is what you get"
+        return "the uniform policy ended better than the searched one, so it is what you get"
     difference = difference_text(result.best.accuracy, result.uniform.accuracy)
     return f"on the search split, {difference} against the uniform policy at the same budget"
 

@@ -99,10 +99,15 @@ class Settings:
         registry=DATASETS,
     )
     mean: tuple[float, ...] | None = option(
-        None, "data", "mean of each image channel, in [0, 1]", parse=float, nargs="+", metavar="M"
+        None,
+        "data",
+        "mean of each image channel, in [0, 1] (default: the data set's own, ImageNet's for your images)",
+        parse=float,
+        nargs="+",
+        metavar="M",
     )
     std: tuple[float, ...] | None = option(
-        None, "data", "standard deviation of each image channel", parse=float, nargs="+", metavar="S"
+        None, "data", "standard deviation of each image channel (default likewise)", parse=float, nargs="+", metavar="S"
     )
     input_size: tuple[int, ...] | None = option(
         None, "data", "height and width that images are scaled to", parse=whole(1), nargs="+", metavar="PIXELS"
@@ -161,7 +166,12 @@ class Settings:
         metavar="TIME",
     )
     finetune_epochs: int = option(
-        10, "fine-tuning", "of the final model; 0 leaves it out", parse=whole(0), metavar="N", resume=True
+        10,
+        "fine-tuning",
+        "of the final model, and no fewer steps than a score has; 0 leaves it out",
+        parse=whole(0),
+        metavar="N",
+        resume=True,
     )
     finetune_lr: float = option(0.02, "fine-tuning", "its peak learning rate", parse=number(0, 10), metavar="RATE")
     finetune_batch: int = option(128, "fine-tuning", "its batch size", parse=whole(1), metavar="N")

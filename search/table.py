@@ -28,7 +28,7 @@ ROWS = (
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """Dense, best and uniform side by side; costs with their share of the dense model."""
     dense, best, uniform = summary["dense"], summary["best"], summary["uniform"]
-    table = Table(title="; ".join(map(_limit, summary["budget"])), title_justify="left")
+    table = Table(title="; ".join(map(_limit, summary["budget"])), title_justify="left", caption_justify="left")
     table.add_column("")
     for name in ("dense", f"best ({best['source']})", "uniform"):
         table.add_column(name, justify="right")
@@ -37,7 +37,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         if any(cell != "-" for cell in cells):
             table.add_row(label, *cells)
     if best["source"] == "uniform":
-        table.caption = "The uniform policy ended at least as well on the search split, so it is what you get."
+        table.caption = "The uniform policy ended better on the search split, so it is what you get."
     return table
 
 

@@ -83,7 +83,7 @@ def changed(**changes) -> str:
         (changed(groups=json.loads(GOLDEN.read_text())["groups"] * 2), "appears twice"),
         (GOLDEN.read_text().replace('"width": 3', '"width": 3, "width": 4'), "duplicate key 'width'"),
         (GOLDEN.read_text().replace("0.75", "NaN"), "NaN"),
-        (GOLDEN.read_text().replace("0.75", "1e999"), "keep_ratio"),
+        (GOLDEN.read_text().replace("0.75", "1e999"), "out of range"),
         ("[" * 100_000, "not whole, valid JSON"),
     ],
 )

@@ -253,7 +253,7 @@ def test_what_was_measured_later_gets_its_figures(run):
 @pytest.mark.parametrize(
     ("change_result", "sentence"),
     [
-        (lambda r: r["best"].update(source="uniform"), "the uniform policy ended at least as well"),
+        (lambda r: r["best"].update(source="uniform"), "the uniform policy ended better"),
         (lambda r: r["best"].update(speedup=0.9), "0.90 times the speed (slower)"),
         (lambda r: r["budget"][0].update(met=False), ": exceeded"),
         (lambda r: r["budget"][0].update(met=None, achieved=None), ": not measured"),

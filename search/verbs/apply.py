@@ -37,7 +37,7 @@ def execute(arguments: argparse.Namespace) -> Any:
     out = Path(arguments.out)
     check_free(out)
     policy = load_policy(arguments.policy)
-    display = Display(quiet=arguments.quiet or arguments.json)
+    display = Display(quiet=arguments.quiet, json=arguments.json)
     settings = settings_from({"model": policy.model.name, **given})
     data = read_data(settings) if "data" in given or is_trained_here(settings) else None
     shapes = [info.shape for info in policy.model.inputs]

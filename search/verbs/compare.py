@@ -28,7 +28,7 @@ def execute(arguments: argparse.Namespace) -> Any:
     from search.table import comparison_table
 
     found = compare([Path(run) for run in arguments.runs])
-    display = Display(quiet=arguments.quiet or arguments.json)
+    display = Display(quiet=arguments.quiet, json=arguments.json)
     display.show(comparison_table(found))
     if page is not None:
         write_comparison(found, page)

@@ -44,7 +44,7 @@ def execute(arguments: argparse.Namespace) -> Any:
     from search.display import Display
 
     found = examine()
-    display = Display(quiet=arguments.quiet or arguments.json)
+    display = Display(quiet=arguments.quiet, json=arguments.json)
     for table in tables(found):
         display.show(table)
     for problem in found["problems"]:

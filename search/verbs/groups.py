@@ -31,7 +31,7 @@ def execute(arguments: argparse.Namespace) -> Any:
     from search.display import Display
     from search.overview import overview
 
-    display = Display(quiet=arguments.quiet or arguments.json)
+    display = Display(quiet=arguments.quiet, json=arguments.json)
     found = overview(given, display)
     width = min(WIDTH, display.results.width)
     for part in parts(found, width=width, members=None if arguments.verbose else SHOWN_MEMBERS):

@@ -45,7 +45,7 @@ def execute(arguments: argparse.Namespace) -> Any:
     from latency.device import open_device
     from search.display import Display
 
-    display = Display(quiet=arguments.quiet or arguments.json)
+    display = Display(quiet=arguments.quiet, json=arguments.json)
     device = open_device(settings.device)
     try:
         if arguments.table:

@@ -20,7 +20,7 @@ def execute(arguments: argparse.Namespace) -> Any:
 
     run = read_run(Path(arguments.run))
     page = write_run_report(run)
-    display = Display(quiet=arguments.quiet or arguments.json)
+    display = Display(quiet=arguments.quiet, json=arguments.json)
     for note in run.notes:
         display.say(f"left out: {note}")
     display.show(str(page))

@@ -44,7 +44,7 @@ def execute(arguments: argparse.Namespace) -> Any:
 
     out = Path(arguments.out) if arguments.out else default_path(f"{settings.model}-sensitivity")
     check_free(out)
-    display = Display(quiet=arguments.quiet or arguments.json)
+    display = Display(quiet=arguments.quiet, json=arguments.json)
     setup = compose(settings, budget_required=False, display=display)
     with display.bar(f"scoring {len(setup.structure.groups)} groups alone") as report:
         found = sensitivity(
