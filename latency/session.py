@@ -75,7 +75,7 @@ def read_model(model: str | os.PathLike[str] | bytes) -> bytes:
         raise ModelError(f"{name} keeps weights in other files; save it with its weights inside (external_data=False)")
     try:
         onnx.checker.check_model(data)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:  # its message may quote bytes that are no text
         raise ModelError(f"{name} is not valid ONNX: {str(error).strip().splitlines()[0][:300]}") from error
     for tensor in _tensors(proto):
         _check_size(tensor, name)

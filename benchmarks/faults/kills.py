@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.faults.harness import ROOT, Harness, check_whole, finished_trials, harness, words
 
+SILENT: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
 STRATEGIES = ("ddpg", "nsga2", "cmaes", "tpe", "random")
 
 
@@ -76,7 +77,7 @@ def main_job(folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
         resumed = (out / "settings.json").exists()
         line = [sys.executable, str(ROOT / "search.py"), "--out", str(out)]
         line += ["--resume", "--quiet"] if resumed else options
-        return subprocess.Popen(line, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, stderr=subprocess.PIPE)
+        return subprocess.Popen(line, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, **SILENT)
 
     rng = random.Random(seed)
     begun = time.perf_counter()

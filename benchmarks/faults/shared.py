@@ -103,7 +103,8 @@ def _checked(url: str, log: Path, trials: int, killed: list[int], results: list[
 
     from search.storage import open_shared
 
-    study = optuna.load_study(study_name="search", storage=open_shared(url))
+    storage = open_shared(url)
+    study = optuna.load_study(study_name="search", storage=storage)
     ended = [trial for trial in study.trials if trial.state == TrialState.COMPLETE and "repeat" not in trial.user_attrs]
     assert len(ended) == trials, f"{len(ended)} trials were finished, {trials} asked for"
     assert not study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING)), "a trial was lost"
@@ -116,6 +117,7 @@ def _checked(url: str, log: Path, trials: int, killed: list[int], results: list[
     assert not twice, f"trials evaluated twice to the end: {twice}"
     again = log.read_text().count("begins") - len(scored)
     assert again == len(killed), f"{again} trials were begun again, {len(killed)} workers were killed"
+    storage.engine.dispose()
     return {"trials": len(ended), "workers": len(results) + len(killed), "killed": len(killed), "begun_again": again}
 
 
