@@ -3,8 +3,9 @@
 Every analytic cost follows from the sizes of the sliced tensors, and these are products of axis lengths that are linear
 in the widths. So a predicted cost equals the cost of the slimmed model, exactly, and never falls when a width grows.
 
-- `flops`: multiply-accumulates of convolutions, transposed convolutions and products with a weight matrix at batch 1.
-  Products of two activations (attention scores), recurrent cells, normalizations and activations are not counted.
+- `flops`: multiply-accumulates of convolutions, transposed convolutions and products with a weight matrix at batch 1;
+  a constant where the model computes the weight. Products of two activations (attention scores), recurrent cells,
+  normalizations and activations are not counted.
 - `params`: elements of the parameters.
 - `size`: bytes of the model's safetensors file, header included.
 """
@@ -59,7 +60,11 @@ def flops(structure: Structure) -> Cost:
     names = list(structure.positions)
     positions = np.array([structure.positions[name] for name in names], dtype=np.float64)
     shapes = _Shapes(structure, names)
-    return FunctionCost("flops", "MAC", lambda widths: round(float(shapes.numel(widths) @ positions)))
+
+    def macs(widths: Widths) -> float:
+        return round(float(shapes.numel(widths) @ positions)) + structure.fixed_macs
+
+    return FunctionCost("flops", "MAC", macs)
 
 
 def params(structure: Structure) -> Cost:

@@ -55,8 +55,8 @@ def trace(
     groups, frozen = collect(record, tensors)
     groups, frozen = _select(groups, frozen, exclude, only)
     groups, frozen = _set_widths(groups, frozen, round_to, min_keep)
-    positions = {name: max(1, round(macs / math.prod(tensors[name].shape))) for name, macs in record.macs.items()}
-    return Structure(tuple(groups), tuple(frozen), tensors, {n: positions[n] for n in tensors if n in positions})
+    positions = {n: record.macs[n] // math.prod(info.shape) for n, info in tensors.items() if n in record.macs}
+    return Structure(tuple(groups), tuple(frozen), tensors, positions, record.fixed_macs)
 
 
 def tensor_infos(model: nn.Module) -> dict[str, TensorInfo]:

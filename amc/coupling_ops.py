@@ -7,6 +7,7 @@ sum", and what only moves elements moves their labels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,13 @@ from torch import Tensor
 from amc import ops_elements, ops_norms, ops_products
 from amc.ops_elements import Handler, pointwise
 from amc.ops_norms import MASKED
+from amc.ops_products import PRODUCTS
+from amc.record import Source
 
 if TYPE_CHECKING:
     from amc.tracer import Tracer
 
 HANDLERS: dict[str, Handler] = {**ops_elements.HANDLERS, **ops_products.HANDLERS, **ops_norms.HANDLERS}
-WEIGHT_MAKING = (*ops_products.SUMS, *ops_norms.HANDLERS.values())
-"""What may be done to a weight before it is used: it is the same weight still, for counting."""
 
 
 def handler(func: Any) -> Handler | None:
@@ -37,14 +38,24 @@ def keeps_values(func: Any) -> bool:
 
 
 def track_origin(run: Tracer, func: Any, tensors: Sequence[Tensor], out: Any) -> None:
-    """What is made of weights alone (a view, a standardized weight, its mean) counts as the largest of them."""
-    out = out[0] if isinstance(out, (tuple, list)) and out else out
-    if tensors and isinstance(out, Tensor) and not run.name(out):
-        known = keeps_values(func) or handler(func) in WEIGHT_MAKING
-        origins = [run.origin(t) for t in tensors] if known else [None]
-        if all(origins):
-            largest = max(range(len(tensors)), key=lambda i: tensors[i].numel())
-            run.set_origin(out, origins[largest] or "")
+    """What is made of weights alone is a weight, and the largest of them if it has as many elements.
+
+    A view, a standardized or a masked weight is whole still; a slice, or a product of two weights, is not.
+    """
+    sources = [run.source(t) for t in tensors]
+    for result in out if isinstance(out, (tuple, list)) else [out]:
+        if isinstance(result, Tensor) and not run.name(result):
+            found = Source(inputs=any(s.inputs for s in sources))
+            if not found.inputs and any(s.weight for s in sources):
+                at = max(range(len(tensors)), key=lambda i: (sources[i].name is not None, distinct(tensors[i])))
+                same = distinct(tensors[at]) == distinct(result) and handler(func) not in PRODUCTS
+                found = Source(True, sources[at].name, sources[at].whole and same)
+            run.set_source(result, found)
 
 
-__all__ = ["HANDLERS", "MASKED", "handler", "keeps_values", "track_origin"]
+def distinct(tensor: Tensor) -> int:
+    """Elements, those that an expanded axis repeats once."""
+    return math.prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
+
+
+__all__ = ["HANDLERS", "MASKED", "PRODUCTS", "handler", "keeps_values", "track_origin"]

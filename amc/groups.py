@@ -119,9 +119,12 @@ class Structure:
     positions: state-dict name of a weight -> how often one of its elements is multiplied at batch 1, so that its
         multiply-accumulates are `positions x numel`. Only weights of convolutions, transposed convolutions and
         products with a weight matrix are listed.
+    fixed_macs: multiply-accumulates at batch 1 that no policy changes: of products whose weight is computed from
+        others, or is a part of one. Their channels are frozen.
     """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     tensors: Mapping[str, TensorInfo]
     positions: Mapping[str, int]
+    fixed_macs: int = 0

@@ -143,7 +143,12 @@ def _slice(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 def _window(run: Tracer, source: Tensor, axis: int, window: slice, out: Tensor) -> None:
     kept = []
     for factor in run.factors(source):
-        if axis in support(factor) and out.shape[axis] != source.shape[axis]:
+        if axis in support(factor) and out.shape[axis] == 1:
+            rest = run.labels.pin(factor, [axis], f"{run.where()} takes one of them by its position")
+            if rest is None:
+                continue
+            factor = rest
+        elif axis in support(factor) and out.shape[axis] != source.shape[axis]:
             if len(support(factor)) > 1:
                 factor = run.labels.coarsen(factor, [axis])
             else:
@@ -280,7 +285,7 @@ def pinned(run: Tracer, source: Tensor, axes: Iterable[int], out: Tensor, what: 
 
 
 def _embedding(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-    weight, origin = args[0], run.origin(args[0])
+    weight, origin = args[0], run.source(args[0]).name
     rest = [run.labels.pin(f, [0], f"{run.where()} looks entries up") for f in run.factors(weight)]
     if origin is not None:
         run.use(origin, WeightUse("other", weight.shape[1], weight.shape[0], math.prod(out.shape[:-1]), out_axis=1))

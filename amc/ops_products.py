@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +83,20 @@ def _softmax(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 
 
 def _cumsum(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-    pinned(run, args[0], [args[1] % args[0].ndim], out, "accumulates over them")
+    axis = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % args[0].ndim
+    for result in out if isinstance(out, (tuple, list)) else [out]:
+        pinned(run, args[0], [axis], result, "accumulates over them")
+
+
+def _sorted(at: int) -> Handler:
+    """Values and places in the order of size along the axis that the argument `at` names."""
+
+    def handle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+        axis = (args[at] if len(args) > at else kwargs.get("dim", -1)) % args[0].ndim
+        for result in out:
+            pinned(run, args[0], [axis], result, "sorts them")
+
+    return handle
 
 
 def _matmul(run: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Factors:
@@ -90,9 +104,10 @@ def _matmul(run: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Factors:
     left, right = run.operand(a), run.operand(b)
     for tensor, operand, axis in ((a, left, a.ndim - 1), (b, right, b.ndim - 2)):
         for factor in operand.factors:
-            if support(factor) == {axis} and run.origin(tensor):
+            if support(factor) == {axis} and run.is_weight(tensor):
                 run.mark_input(factor)
-    attention = run.origin(a) is None and run.origin(b) is None
+    right_weight = run.is_weight(b)
+    attention = not right_weight and not run.is_weight(a)
     wide_left = Operand(tuple(f[..., None] for f in left.factors), (*left.wide, False))
     wide_right = Operand(
         tuple(np.expand_dims(f, -3) for f in right.factors), (*right.wide[:-2], False, *right.wide[-2:])
@@ -106,15 +121,15 @@ def _matmul(run: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Factors:
             if max(support(factor)) < ndim - 3:
                 run.labels.mark_heads(factor)
     else:  # the positions of a weight are a constant of the structure
-        rows = set(range(ndim - 2)) if run.origin(b) else {ndim - 1}
+        rows = set(range(ndim - 2)) if right_weight else {ndim - 1}
         rest = [run.labels.pin(f, rows, f"{run.where()} takes them for positions, not for channels") for f in kept]
         kept = tuple(f for f in rest if f is not None)
-    weight = run.origin(b) or run.origin(a)
-    if weight is not None:
-        outputs = b.shape[-1] if run.origin(b) else a.shape[-2]
+    made = run.is_weight(a) and right_weight and not (run.source(b).whole and run.name(b) is None)
+    if not attention and not made:  # `A @ B` of parameters makes a weight; in `F.linear(A, B)`, B is transposed
+        outputs = b.shape[-1] if right_weight else a.shape[-2]
         out_axis = 1 if run.name(b) else 0
         use = WeightUse("linear", outputs, a.shape[-1], out.numel() // outputs, out_axis=out_axis)
-        run.count(weight, out.numel() * a.shape[-1], use)
+        run.count(b if right_weight else a, out.numel() * a.shape[-1], use)
     return tuple(f.squeeze(-2) for f in kept)
 
 
@@ -130,7 +145,10 @@ def _addmm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 
 
 def _mv(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-    factors = _matmul(run, args[0], args[1][:, None], out[:, None])
+    column = args[1][:, None]
+    run.set(column, [f[:, None] for f in run.factors(args[1])])
+    run.set_source(column, replace(run.source(args[1]), whole=False))
+    factors = _matmul(run, args[0], column, out[:, None])
     run.set(out, [f.squeeze(-1) for f in factors])
 
 
@@ -148,12 +166,10 @@ def _convolution(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
         operands = [channels(run, bias, out.ndim), Operand(tuple(factors), tuple(n > 1 for n in out.shape))]
         factors = list(run.labels.combine(operands, out.ndim, f"meets a bias of fixed size in {run.where()}"))
     run.set(out, factors)
-    origin = run.origin(weight)
-    if origin is not None:
-        sites = math.prod((x if transposed else out).shape[2:])
-        kind = "depthwise" if groups == ins > 1 else "conv"
-        use = WeightUse(kind, outs, ins, math.prod(out.shape[2:]), strides[0], weight.shape[-1], int(transposed))
-        run.count(origin, out.shape[0] * sites * weight.numel(), use)
+    sites = math.prod((x if transposed else out).shape[2:])
+    kind = "depthwise" if groups == ins > 1 else "conv"
+    use = WeightUse(kind, outs, ins, math.prod(out.shape[2:]), strides[0], weight.shape[-1], int(transposed))
+    run.count(weight, out.shape[0] * sites * weight.numel(), use)
 
 
 def _weight_labels(
@@ -225,7 +241,8 @@ def channels(run: Tracer, vector: Tensor | None, ndim: int, axis: int = 1) -> Op
     return Operand(factors, tuple(a == axis and vector.numel() > 1 for a in range(ndim)))
 
 
-SUMS: tuple[Handler, ...] = (_sum, _norm, _mean)
+PRODUCTS: tuple[Handler, ...] = (_mm, _addmm, _mv, _convolution)
+"""Handlers of what costs multiply-accumulates."""
 
 HANDLERS: dict[str, Handler] = table(
     (_sum, "sum"),
@@ -233,7 +250,9 @@ HANDLERS: dict[str, Handler] = table(
     (_mean, "mean var std var_mean std_mean"),
     (_extreme, "amax amin max min argmax argmin any all prod logsumexp median"),
     (_softmax, "_softmax _log_softmax _safe_softmax"),
-    (_cumsum, "cumsum cumprod sort topk"),
+    (_cumsum, "cumsum cumprod cummax cummin logcumsumexp"),
+    (_sorted(1), "sort"),
+    (_sorted(2), "topk"),
     (_mm, "mm bmm"),
     (_addmm, "addmm baddbmm"),
     (_mv, "mv"),

@@ -34,17 +34,34 @@ class WeightUse:
     out_axis: int = 0
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a tensor was computed from.
+
+    weight: from parameters and buffers alone.
+    name: the largest of them; `whole` where the tensor has each of its elements once.
+    inputs: from the model's inputs.
+    """
+
+    weight: bool = False
+    name: str | None = None
+    whole: bool = False
+    inputs: bool = False
+
+
 @dataclass
 class Record:
     """What a run leaves behind.
 
     balanced: `(labels, blocks)`; each of `blocks` equal stretches of the labels must lose equally many.
-    macs: multiply-accumulates of each weight.
+    macs: multiply-accumulates of each weight, where all its elements are multiplied equally often.
+    fixed_macs: those of other weights: parts of a parameter, or computed from several.
     """
 
     labels: Labels = field(default_factory=Labels)
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     balanced: list[tuple[np.ndarray, int]] = field(default_factory=list)
     macs: dict[str, int] = field(default_factory=dict)
+    fixed_macs: int = 0
     uses: dict[str, WeightUse] = field(default_factory=dict)
     output: Any = None

@@ -4,9 +4,9 @@
 tied weights, hooks, buffers, dtypes, devices and modes come out as they were. The result is made of the model's own
 modules.
 
-`verify` tries the removal before anyone relies on it (DESIGN 8). Two removals are tried, the smallest step and a random
-half of every group. For each, the slim model must run, and agree with the dense model in which the removed channels are
-zero and left out of statistics that span channels.
+`verify` tries the removal before anyone relies on it (DESIGN 8). Three removals are tried: the smallest step, a random
+half of every group, and the other half. For each, the slim model must run, and agree with the dense model in which the
+removed channels are zero and left out of statistics that span channels.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure) -> Structure:
     generator = np.random.default_rng(0)
     good = list(structure.groups)
     frozen = list(structure.frozen)
-    for choose in (smallest_step, lambda group: random_half(group, generator)):
+    halves = {group.name: random_half(group, generator) for group in good}
+    for choose in (smallest_step, lambda group: halves[group.name], lambda group: _others(group, halves[group.name])):
         kept = {group.name: choose(group) for group in good}
         bad = _failing(model, inputs, structure, good, kept)
         frozen += [Frozen(name, reason) for name, reason in bad.items()]
@@ -109,6 +110,14 @@ def random_half(group: Group, generator: np.random.Generator) -> np.ndarray:
         units = np.flatnonzero(cells == cell)
         chosen.append(generator.permutation(units)[: max(1, len(units) // 2)])
     return np.sort(np.concatenate(chosen))
+
+
+def _others(group: Group, units: np.ndarray) -> np.ndarray:
+    """The units that are not among these, as many of each cell; these, if a cell has no other."""
+    cells = _cells(group)
+    rest = np.setdiff1d(np.arange(group.channels), units)
+    count = min(np.sum(cells[rest] == cell) for cell in np.unique(cells))
+    return np.sort(np.concatenate([rest[cells[rest] == c][:count] for c in np.unique(cells)])) if count else units
 
 
 def difference(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kept) -> float:

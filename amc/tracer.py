@@ -9,7 +9,7 @@ prunable channels, never a wrong coupling.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,24 +24,30 @@ from amc import coupling_ops
 from amc.errors import ModelError
 from amc.forward import Inputs, call
 from amc.labels import Factors, Operand, along, support
-from amc.record import Axis, Record, WeightUse
+from amc.record import Axis, Record, Source, WeightUse
 
 OUTPUT = "its channels are the model's output"
 
 
-def flatten(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, mappings and dataclasses (caches and other objects are not looked into)."""
+def flatten(value: Any, inside: tuple[int, ...] = ()) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, mappings and objects.
+
+    Caches of keys and values are not looked into: their heads may leave.
+    """
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from flatten(item)
+        return
+    if id(value) in inside or isinstance(value, (nn.Module, type)) or type(value).__name__.endswith("Cache"):
+        return
+    items: Iterable[Any] = getattr(value, "__dict__", {}).values()
+    if isinstance(value, Mapping):
+        items = value.values()
     elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from flatten(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for entry in dataclasses.fields(value):
-            yield from flatten(getattr(value, entry.name))
+        items = value
+    elif dataclasses.is_dataclass(value):
+        items = [getattr(value, entry.name) for entry in dataclasses.fields(value)]
+    for item in items:
+        yield from flatten(item, (*inside, id(value)))
 
 
 def state_names(model: nn.Module) -> dict[int, str]:
@@ -69,7 +75,7 @@ class Tracer(TorchDispatchMode):
         self.stack: list[str] = []
         self._names = state_names(model)
         self._factors = WeakTensorKeyDictionary()
-        self._origin = WeakTensorKeyDictionary()
+        self._source = WeakTensorKeyDictionary()
         self._statistic = WeakTensorKeyDictionary()
         self._gone = np.zeros(0, bool)
         self._owner: dict[int, Axis] = {}
@@ -101,13 +107,22 @@ class Tracer(TorchDispatchMode):
         """The state-dict name of a parameter or persistent buffer."""
         return self._names.get(id(tensor)) if isinstance(tensor, Tensor) else None
 
-    def origin(self, tensor: Any) -> str | None:
-        """The weight that a tensor is a view, a copy or a rescaling of."""
-        return self.name(tensor) or (self._origin.get(tensor) if isinstance(tensor, Tensor) else None)
+    def source(self, tensor: Tensor) -> Source:
+        """What a tensor was computed from."""
+        name = self.name(tensor)
+        return self._source.get(tensor, Source()) if name is None else Source(True, name, True)
 
-    def set_origin(self, tensor: Tensor, name: str) -> None:
-        """Note that a tensor was made of the weight `name` alone."""
-        self._origin[tensor] = name
+    def set_source(self, tensor: Tensor, source: Source) -> None:
+        """Note what a result was computed from."""
+        self._source[tensor] = source
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether a product with this tensor is one with a weight.
+
+        A batch of matrices that has no parameter's shape is no weight: queries made of learned tokens.
+        """
+        source = self.source(tensor)
+        return source.weight and (source.whole or tensor.ndim == 2)
 
     def mark_statistic(self, tensor: Tensor, labels: np.ndarray) -> None:
         """`tensor` is a statistic over these channels, good for normalizing them and for nothing else."""
@@ -135,10 +150,16 @@ class Tracer(TorchDispatchMode):
             self._gone = np.concatenate([self._gone, np.zeros(self.labels.size - len(self._gone), bool)])
         return self._gone[labels]
 
-    def count(self, weight: str, macs: int, use: WeightUse) -> None:
-        """Add a product's multiply-accumulates to its weight's."""
-        self.record.macs[weight] = self.record.macs.get(weight, 0) + macs
-        self.use(weight, use)
+    def count(self, weight: Tensor, macs: int, use: WeightUse) -> None:
+        """Add a product's multiply-accumulates to its weight's; a constant, where it isn't one parameter as a whole."""
+        source = self.source(weight)
+        if source.name is not None:
+            self.use(source.name, use)
+        if source.name is not None and source.whole:
+            self.record.macs[source.name] = self.record.macs.get(source.name, 0) + macs
+        else:
+            self.record.fixed_macs += macs
+            self.freeze([weight], f"the weight of {self.where()} is computed from others, or a part of one")
 
     def use(self, weight: str, use: WeightUse) -> None:
         """Note what a weight is first used for."""
@@ -154,16 +175,16 @@ class Tracer(TorchDispatchMode):
         out = masked(self, args, kwargs) if masked else None
         out = func(*args, **kwargs) if out is None else out
         tensors = list(_arguments(args, kwargs))
-        if not any(self.factors(t) or t in self._statistic for t in tensors):
-            coupling_ops.track_origin(self, func, tensors, out)
-            return out
-        handler = coupling_ops.handler(func)
-        self._pass_statistics(func, tensors, out)
-        if handler is None:
-            self.freeze(tensors, f"{packet.removeprefix('aten.')} in {self.where()} is not understood")
-        else:
-            handler(self, args, kwargs, out)
         coupling_ops.track_origin(self, func, tensors, out)
+        handler = coupling_ops.handler(func)
+        if handler in coupling_ops.PRODUCTS or any(self.factors(t) or t in self._statistic for t in tensors):
+            self._pass_statistics(func, tensors, out)
+            try:
+                if handler is None:
+                    raise NotImplementedError
+                handler(self, args, kwargs, out)
+            except Exception:  # a call that the handler doesn't foresee costs channels, not the model
+                self.freeze(tensors, f"{packet.removeprefix('aten.')} in {self.where()} is not understood")
         return out
 
     def _pass_statistics(self, func: Any, tensors: Sequence[Tensor], out: Any) -> None:
@@ -207,6 +228,8 @@ class Tracer(TorchDispatchMode):
             handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
             handles.append(module.register_forward_hook(self._leave))
         try:
+            for tensor in flatten(inputs):
+                self._source[tensor] = Source(inputs=True)
             with evaluating(self.model), self:
                 self.record.output = call(self.model, inputs)
         except Exception as error:
@@ -217,7 +240,13 @@ class Tracer(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
-        for tensor in flatten(self.record.output):
+        outputs = list(flatten(self.record.output))
+        if not outputs:
+            raise ModelError(
+                f"the model returns no tensor (but {type(self.record.output).__name__}); return one, or a tuple, a "
+                "mapping or an object with attributes that holds one"
+            )
+        for tensor in outputs:
             self.freeze([tensor], OUTPUT)
             for mark in self._statistic.get(tensor, []):
                 self.labels.freeze(mark, "the model returns a mean over them")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amc.cost import flops
 from amc.coupling import trace
 from amc.errors import ModelError, UsageError
 from amc.groups import Structure
 from amc.labels import Labels, along
 from amc.ops_elements import chunks
+from amc.slim import slim, verify
 from tests.topologies import build
 
 IMAGE = (torch.zeros(1, 3, 8, 8),)
@@ -126,6 +130,10 @@ def test_transposed_convolutions_multiply_at_their_inputs() -> None:
         (lambda x: x[:, [1, 0, 2, 3, 4, 5, 6, 7]], "by position"),
         (lambda x: torch.fft.fft(x).real, "not understood"),
         (lambda x: x.cumsum(1), "accumulates"),
+        (lambda x: x.cummax(1)[0], "accumulates"),
+        (lambda x: x.topk(8, 1)[0], "sorts"),
+        (lambda x: x.sort(dim=1).values, "sorts"),
+        (lambda x: x * x[:, :1].sigmoid(), "by its position"),
         (lambda x: x.roll(1, 1), "shifts"),
         (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2))[:, 1:9], "unequal"),
         (lambda x: F.layer_norm(x.movedim(1, -1), (8,)).movedim(-1, 1), "normalized_shape"),
@@ -225,6 +233,75 @@ class Unused(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+
+class Wrapped(nn.Module):
+    """A model whose output is put into a container."""
+
+    def __init__(self, wrap: object) -> None:
+        super().__init__()
+        self.a, self.out, self.wrap = nn.Linear(4, 6), nn.Linear(6, 5), wrap
+
+    def forward(self, x: Tensor) -> object:
+        return self.wrap(self.out(self.a(x)))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("wrap", [lambda y: SimpleNamespace(logits=y), lambda y: [SimpleNamespace(parts={"a": (y,)})]])
+def test_outputs_in_any_object_are_found(wrap: object) -> None:
+    structure = trace(Wrapped(wrap), (torch.rand(1, 4),))
+    assert [g.name for g in structure.groups] == ["a"]
+    assert "model's output" in reasons(structure)["out"]
+
+
+def test_an_output_without_a_tensor_is_an_error() -> None:
+    with pytest.raises(ModelError, match="returns no tensor"):
+        trace(Wrapped(lambda y: y.sum().item()), (torch.rand(1, 4),))
+
+
+class ComputedWeights(nn.Module):
+    """Weights made of others, or used in parts, between two layers that can be pruned."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.stem, self.last, self.out = nn.Linear(4, 6), nn.Linear(8, 7), nn.Linear(7, 2)
+        self.w, self.a, self.b = (nn.Parameter(torch.rand(shape)) for shape in ((8, 6), (8, 3), (3, 6)))
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = self.stem(x), self.w
+        if self.how == "parts":
+            y = torch.cat([F.linear(h, w[:4]).mean(1), F.linear(h[:, 0], w[4:])], -1)
+        else:
+            made = {
+                "product": lambda: self.a @ self.b,
+                "merged": lambda: w + self.a @ self.b,
+                "rounded": lambda: torch.fake_quantize_per_tensor_affine(w, 0.1, 0, -8, 7),
+                "joined": lambda: torch.cat([w[:4], w[:4]]),
+                "scaled": lambda: w / w.norm(),
+            }[self.how]
+            y = F.linear(h, made()).mean(1)
+        return self.out(self.last(y))
+
+
+@pytest.mark.parametrize("how", ["product", "merged", "rounded", "joined", "scaled", "parts"])
+def test_computed_weights_are_counted(how: str) -> None:
+    net, x = ComputedWeights(how), torch.rand(1, 5, 4)
+    structure = verify(net, (x,), trace(net, (x,)))
+    assert "last" in [g.name for g in structure.groups]
+    for choose in (lambda g: g.channels, lambda g: g.floor):
+        widths = [choose(g) for g in structure.groups]
+        small = slim(net, structure, {g.name: np.arange(n) for g, n in zip(structure.groups, widths, strict=True)})
+        rows, columns = 8 if how == "joined" else len(small.w), small.w.shape[1]
+        middle = 4 * columns * (5 + 1) if how == "parts" else 5 * rows * columns
+        layers = 5 * small.stem.weight.numel() + small.last.weight.numel() + small.out.weight.numel()
+        assert flops(structure)(widths) == layers + middle
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_normalized_convolutions_are_counted(wrap: object) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), wrap(nn.Conv2d(8, 4, 3)), nn.Flatten(), nn.Linear(64, 2))  # type: ignore[operator]
+    structure = trace(net.eval(), IMAGE)
+    assert flops(structure)([g.channels for g in structure.groups]) == 36 * 8 * 27 + 16 * 4 * 72 + 128
 
 
 def test_union_find_merges_positions_and_rows() -> None:
