@@ -63,10 +63,12 @@ def open_storage(path: Path) -> RDBStorage:
         write_atomic(path, lambda temporary: _sqlite(temporary).engine.dispose())
     try:
         storage = _sqlite(path, connect_args={"timeout": 60})
+        for study in storage.get_all_studies():
+            storage.get_all_trials(study._study_id, deepcopy=False)  # text that is no JSON shows here, not later
     except Exception as error:
         if disk_trouble(error):
             raise
-        raise RunError(f"{path} can't be opened as a study: {_first_line(error)}; {_way_out(path)}") from None
+        raise RunError(f"{path} can't be read as a study: {_first_line(error)}. {_way_out(path)}") from None
     event.listen(storage.engine, "connect", _set_pragmas)
     storage.engine.dispose()  # connections opened so far lack the pragmas
     return storage
