@@ -76,7 +76,7 @@ def _kept(run: Tracer, x: Tensor, axes: Iterable[int]) -> Tensor | None:
 def _masked_moments(x: Tensor, keep: Tensor, axes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and number of the kept entries."""
     keep = keep.expand_as(x)
-    number = keep.sum(axes, keepdim=True)
+    number = keep.sum(axes, keepdim=True).clamp_min(1)  # of nothing at all, the entries are zero anyway
     mean = (x * keep).sum(axes, keepdim=True) / number
     return mean, (((x - mean) ** 2) * keep).sum(axes, keepdim=True) / number, number
 

@@ -84,6 +84,7 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure) -> Structure:
     All groups are tried at once, and apart only if that fails.
     """
     generator = np.random.default_rng(0)
+    model = _without_zeros(model)
     good = list(structure.groups)
     frozen = list(structure.frozen)
     halves = {group.name: random_half(group, generator) for group in good}
@@ -93,6 +94,22 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure) -> Structure:
         frozen += [Frozen(name, reason) for name, reason in bad.items()]
         good = [group for group in good if group.name not in bad]
     return replace(structure, groups=tuple(good), frozen=tuple(frozen))
+
+
+def _without_zeros(model: nn.Module) -> nn.Module:
+    """A copy in which parameters that are all zero are drawn at random: a zero branch hides what is wrong in it."""
+    zero = [p for p in model.parameters() if p.is_floating_point() and not p.any()]
+    if not zero:
+        return model
+    generator = torch.Generator().manual_seed(0)
+    memo: dict[int, object] = {}
+    for tensor in zero:
+        drawn = 0.1 * torch.randn(tensor.shape, generator=generator)
+        memo[id(tensor)] = _like(tensor, drawn.to(tensor))
+    try:
+        return _copied(model, memo)
+    except ModelError:
+        return model  # slimming will say so, group by group
 
 
 def smallest_step(group: Group) -> np.ndarray:
@@ -304,6 +321,10 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+    for module in model.modules():  # a weight computed by a hook, with its graph
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach().clone())
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

@@ -129,10 +129,11 @@ class Tracer(TorchDispatchMode):
         self._statistic[tensor] = [*self._statistic.get(tensor, []), labels]
 
     def mark_input(self, factor: np.ndarray) -> None:
-        """A product sums over this axis of a weight."""
+        """A product sums over this axis of a weight; one that made the channels first, a tied one, is known by that."""
         owner = self._owner.get(int(factor.ravel()[0]))
         if owner is not None:
-            owner.role = "in"
+            use = self.record.uses.get(owner.tensor)
+            owner.role = "out" if use is not None and use.out_axis == owner.axis else "in"
 
     def freeze(self, tensors: Sequence[Any], reason: str) -> None:
         """Every label of these tensors must stay."""
@@ -176,6 +177,8 @@ class Tracer(TorchDispatchMode):
         out = func(*args, **kwargs) if out is None else out
         tensors = list(_arguments(args, kwargs))
         coupling_ops.track_origin(self, func, tensors, out)
+        if self.removed is not None and isinstance(out, Tensor | tuple):
+            self._zero_over_zero(out)
         handler = coupling_ops.handler(func)
         if handler in coupling_ops.PRODUCTS or any(self.factors(t) or t in self._statistic for t in tensors):
             self._pass_statistics(func, tensors, out)
@@ -186,6 +189,12 @@ class Tracer(TorchDispatchMode):
             except Exception:  # a call that the handler doesn't foresee costs channels, not the model
                 self.freeze(tensors, f"{packet.removeprefix('aten.')} in {self.where()} is not understood")
         return out
+
+    def _zero_over_zero(self, out: Any) -> None:
+        """A removed channel's weight over its own norm is still removed: zero, not NaN."""
+        for tensor in flatten(out):
+            if tensor.is_floating_point() and self.source(tensor).weight and tensor.isnan().any():
+                tensor.nan_to_num_(0.0, float("inf"), -float("inf"))
 
     def _pass_statistics(self, func: Any, tensors: Sequence[Tensor], out: Any) -> None:
         marks = [m for t in tensors for m in self._statistic.get(t, [])]

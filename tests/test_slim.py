@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -172,3 +173,63 @@ def test_what_can_not_be_copied_is_a_model_error() -> None:
 def test_difference_is_zero_for_the_dense_model() -> None:
     net, inputs = build("UNet")
     assert difference(net, inputs, trace(net, inputs), {}) == 0.0
+
+
+def test_weight_norm_and_norms_of_single_channels_are_slimmed() -> None:
+    for wrap in (nn.utils.parametrizations.weight_norm, _old_weight_norm):
+        net = nn.Sequential(wrap(nn.Linear(4, 6)), nn.ReLU(), wrap(nn.Linear(6, 5)), nn.Linear(5, 2)).eval()  # type: ignore[operator]
+        inputs = (torch.randn(1, 4),)
+        assert len(verify(net, inputs, trace(net, inputs)).groups) == 2
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(8, 8), nn.Conv2d(8, 2, 3)).eval()
+    inputs = (torch.randn(1, 3, 8, 8),)
+    assert [g.channels for g in verify(net, inputs, trace(net, inputs)).groups] == [8]
+
+
+def _old_weight_norm(module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.utils.weight_norm(module)
+
+
+def test_hooked_weights_with_gradients_are_copied() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.utils.spectral_norm(nn.Linear(6, 5)), nn.Linear(5, 2))
+    net(torch.randn(3, 4)).sum().backward()
+    structure = trace(net, (torch.randn(1, 4),))
+    assert slim(net, structure, {}) is not net
+
+
+def test_zero_heads_hide_nothing() -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.out(h * h.shape[-1])
+
+    net, inputs = Wrong().eval(), (torch.randn(1, 4),)
+    structure = verify(net, inputs, trace(net, inputs))
+    assert structure.groups == ()
+    assert "wrong" in {f.name: f.reason for f in structure.frozen}["a"]
+
+
+def test_tied_weights_are_slimmed_in_both_places() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.a, self.o = nn.Embedding(9, 6), nn.Linear(6, 5), nn.Linear(6, 9, bias=False)
+            self.o.weight = self.e.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.e(x)
+            return self.o(h + nn.functional.linear(self.a(h).relu(), self.a.weight.t()))
+
+    net, inputs = Tied().eval(), (torch.arange(4)[None],)
+    structure = verify(net, inputs, trace(net, inputs))
+    assert {g.name: g.channels for g in structure.groups} == {"e": 6, "a": 5}
+    small = slim(net, structure, halves(structure))
+    assert small.o.weight is small.e.weight
+    assert small.a.weight.shape == (2, 3)
