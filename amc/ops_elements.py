@@ -272,6 +272,16 @@ def _roll(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     pinned(run, args[0], [d % args[0].ndim for d in dims], out, "shifts them by a fixed number")
 
 
+def _log_sigmoid(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    pointwise(run, args, kwargs, out[0])
+
+
+def _unfold(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """Windows over one axis, which come last."""
+    pinned(run, args[0], [args[1] % args[0].ndim], out, "takes windows over them")
+    run.set(out, [f[..., None] for f in run.factors(out)])
+
+
 def _flip(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     factors = run.factors(args[0])
     dims = tuple(d % args[0].ndim for d in args[1])
@@ -423,6 +433,8 @@ HANDLERS: dict[str, Handler] = table(
     (_repeat, "repeat"),
     (_roll, "roll"),
     (_flip, "flip"),
+    (_log_sigmoid, "log_sigmoid_forward"),
+    (_unfold, "unfold"),
     (_embedding, "embedding"),
     (_index, "index"),
     (_index_select, "index_select"),

@@ -158,6 +158,8 @@ def test_what_needs_every_channel_is_frozen_and_says_so(use: object, words: str)
         lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
         lambda x: torch.stack([x, -x]).sum(0),
         lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+        F.logsigmoid,
+        lambda x: x.unfold(3, 2, 1).sum(-1),
         lambda x: x.flip(3).roll(1, 2).repeat(1, 1, 2, 1),
     ],
 )
