@@ -180,10 +180,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"unexpected error: {said}. --verbose shows where", 1, as_json)
 
 
+class _Messages(logging.Handler):
+    """Prints to what standard error is now; a stream that is kept may have been replaced and closed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def _listen() -> None:
     """Warnings of ours go to standard error; a signal ends the program tidily, a second one at once."""
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = _Messages()
         handler.setLevel(logging.WARNING)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         log.addHandler(handler)

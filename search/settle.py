@@ -15,7 +15,7 @@ import optuna
 
 from amc.budget import Budget, Limit
 from amc.cost import Cost
-from amc.errors import DeviceError
+from amc.errors import BudgetError, DeviceError
 from amc.problem import Problem
 from latency.paired import Reading
 from search.bench import Bench, Widths
@@ -61,7 +61,13 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
             limit.fraction,
         )
         bench = bench.corrected(readings)
-        setup = with_bench(setup, bench)
+        try:
+            setup = with_bench(setup, bench)
+        except BudgetError as error:
+            log.warning(
+                "the search ends above the latency limit, which the corrected table calls out of reach: %s", error
+            )
+            return setup, found
         found = search_round(setup, found.trials + found.failed + max(setup.settings.planned_trials() // MORE, 1), None)
     log.warning("after %d rounds the measured latency is still above the limit", ROUNDS)
     return setup, found
