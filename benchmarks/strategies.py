@@ -92,10 +92,12 @@ def kept() -> dict[tuple[str, str, int, int], dict[str, Any]]:
     return {(row["problem"], row["strategy"], row["trials"], row["seed"]): row for row in rows}
 
 
-def interval(values: list[float]) -> list[float]:
-    """Mean, and half of its 95 % interval over the seeds."""
-    half = T95.get(len(values), 0.0) * float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return [round(float(np.mean(values)), 3), round(half, 3)]
+def interval(values: list[float]) -> list[float | None]:
+    """Mean, and half of its 95 % interval over the seeds; None where there are too few for one."""
+    half = None
+    if len(values) in T95:
+        half = round(T95[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5, 3)
+    return [round(float(np.mean(values)), 3), half]
 
 
 def summary() -> list[dict[str, Any]]:
@@ -193,10 +195,17 @@ def page(rows: list[dict[str, Any]]) -> str:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
-    text = "{:.2f} ± {:.2f}".format(*row["below_best"])
+    text = _with_interval(row["below_best"], "")
     if row["over_random"] and row["strategy"] != "random":
-        text += " ({:+.2f} ± {:.2f})".format(*row["over_random"])
+        text += f" ({_with_interval(row['over_random'], '+')})"
+    if row["seeds"] < SEEDS:
+        text += f", {row['seeds']} seed{'s' * (row['seeds'] > 1)}"
     return text if row["scored"] >= row["trials"] else f"{text}, ended at {row['scored']:g}"
+
+
+def _with_interval(found: list[float | None], sign: str) -> str:
+    mean, half = found
+    return f"{mean:{sign}.2f}" + ("" if half is None else f" ± {half:.2f}")
 
 
 def main() -> None:
