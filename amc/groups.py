@@ -11,6 +11,7 @@ slices, so what one predicts the other does.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -88,7 +89,7 @@ class Group:
 
     def snap_down(self, width: float) -> int:
         """The largest allowed width that is not above `width`, or the floor."""
-        at = int(np.searchsorted(self.widths, width, side="right"))
+        at = bisect_right(self.widths, width)
         return self.widths[max(at - 1, 0)]
 
 
