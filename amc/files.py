@@ -33,7 +33,7 @@ _DISK_TEXTS = {
     r"disk is full|no space left": "the disk is full",
     r"unable to open database file": "the disk is full, or does not let a file be opened",
     r"disk i/o error|input/output error": "the disk has an input/output error",
-    r"readonly database|read-only file system": "the file system is read-only",
+    r"readonly database|read-only file system": "the disk is full, or the file system is read-only",
 }
 
 

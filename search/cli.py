@@ -168,16 +168,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cause: BaseException
         if "--verbose" in words:
             raise
-        disk = disk_trouble(error)
-        if disk is not None:
-            reason = str(error).splitlines()[0]
-            said = f"{disk} ({reason}); what was written before is whole, and --resume goes on with a run"
-            return _fail(said, 1, as_json)
         cause = error
         while cause.__cause__ is not None:  # the first one says most
             cause = cause.__cause__
-        said = f"{type(cause).__name__}: {str(cause).strip() or 'no reason given'}"
-        return _fail(f"unexpected error: {said}. --verbose shows where", 1, as_json)
+        reason = f"{type(cause).__name__}: {str(cause).strip() or 'no reason given'}"
+        disk = disk_trouble(error)
+        if disk is not None:
+            said = f"{disk} ({reason}); what was written before is whole, and --resume goes on with a run"
+            return _fail(said, 1, as_json)
+        return _fail(f"unexpected error: {reason}. --verbose shows where", 1, as_json)
 
 
 class _Messages(logging.Handler):
