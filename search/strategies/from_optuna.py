@@ -21,7 +21,7 @@ def nsga2(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:
 
 
 def tpe(problem: Problem, *, trials: int, seed: int) -> ProjectedSampler:
-    """Multivariate TPE; its random start-up takes at most a sixth of the trials."""
+    """TPE; its random start-up takes at most a sixth of the trials."""
     startup = min(max(trials // 6, 4), 10)
     return ProjectedSampler(problem, lambda s: TPESampler(n_startup_trials=startup, seed=s), seed)
 
