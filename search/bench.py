@@ -7,7 +7,6 @@ corrects the table, and the search goes on under the corrected costs, until the 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +21,6 @@ from latency.slicing import policy_files
 from latency.table import Conditions, LatencyTable, build_table
 from search.display import Display
 from search.settings import Settings
-
-log = logging.getLogger("amc")
 
 Widths = tuple[int, ...]
 
