@@ -90,11 +90,19 @@ class Problem:
         """
         widths = self.widths(policy)
         if widths not in self._known:
-            accuracy = float(self._evaluate(self.named(widths)))
-            if not math.isfinite(accuracy):
-                raise ArithmeticError(f"the evaluation gave {accuracy}, which is not a finite number")
-            self._known[widths] = self._outcome(widths, accuracy)
+            self._known[widths] = self.outcome(widths, self._evaluate(self.named(widths)))
         return self._known[widths]
+
+    def outcome(self, policy: Any, accuracy: float) -> Outcome:
+        """What a policy is worth whose accuracy was found elsewhere: in another process, say.
+
+        Raises:
+            ArithmeticError: the accuracy is not a finite number.
+        """
+        accuracy = float(accuracy)
+        if not math.isfinite(accuracy):
+            raise ArithmeticError(f"the evaluation gave {accuracy}, which is not a finite number")
+        return self._outcome(self.widths(policy), accuracy)
 
     def _outcome(self, widths: tuple[int, ...], accuracy: float) -> Outcome:
         costs = spent(self.costs, widths)
