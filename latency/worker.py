@@ -7,7 +7,8 @@ same code measures everywhere.
 Timing is paired (Georges et al., OOPSLA 2007, on why one run proves nothing): a round times a burst of the baseline and
 a burst of the model next to each other, in swapped order every other round, and its ratio is one sample. What slows the
 machine down slows both, and the ratio stands. Each pass opens the sessions anew, since where a session's memory lands
-moves its speed by half a percent.
+moves its speed by half a percent. On a busy machine most of the noise is waiting for the core, in slices as long as a
+run: the kernel counts this waiting, and a single thread's is left out of its times.
 
 Protocol: a request is a line of JSON, followed by the bytes of the models that it announces:
 `{"op": "measure", "models": [["dense", 4096], …], …settings}`. The answer is any number of `{"progress": …}` lines,
@@ -155,23 +156,45 @@ def time_models(
     samples: dict[str, list[list[list[float]]]] = {name: [] for name in models}
     rng = np.random.default_rng(seed)
     done, total = 0, passes * len(models)
+    # The work of other threads, or of an accelerator, goes on while this thread waits for its core.
+    alone = threads == 1 and resolve_providers(providers) == ["CPUExecutionProvider"]
 
-    def opened(model: str | bytes) -> Callable[[], float]:
+    def opened(model: str | bytes, clock: Callable[[], int]) -> Callable[[], float]:
         session = open_session(model, threads=threads, providers=providers, optimization=optimization)
-        runner = _runner(session, random_feeds(session, batch, seed))
+        runner = _runner(session, random_feeds(session, batch, seed), clock)
         runner()  # the first run allocates, and must not be timed
         return runner
 
-    for _ in range(passes):
-        base = opened(models[baseline])
-        for name in rng.permutation(sorted(models)):
-            other = opened(models[name])
-            with _quiet_collector():
-                samples[name].append(_rounds(base, other, seconds / passes, tightness * passes**0.5))
-            done += 1
-            if progress:
-                progress(done, total, str(name))
+    with _clock(alone) as clock:
+        for _ in range(passes):
+            base = opened(models[baseline], clock)
+            for name in rng.permutation(sorted(models)):
+                other = opened(models[name], clock)
+                with _quiet_collector():
+                    samples[name].append(_rounds(base, other, seconds / passes, tightness * passes**0.5))
+                done += 1
+                if progress:
+                    progress(done, total, str(name))
     return samples
+
+
+@contextlib.contextmanager
+def _clock(alone: bool) -> Iterator[Callable[[], int]]:
+    """A clock, ns. If `alone`, one that stands still while this thread is ready to run but another has its core.
+
+    Linux counts that waiting (Documentation/scheduler/sched-stats.rst); elsewhere it stays in.
+    """
+    try:
+        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY) if alone else -1
+    except OSError:
+        file = -1
+    if file < 0:
+        yield time.perf_counter_ns
+        return
+    try:
+        yield lambda: time.perf_counter_ns() - int(os.pread(file, 100, 0).split()[1])
+    finally:
+        os.close(file)
 
 
 def _rounds(
@@ -205,13 +228,15 @@ def _error(pairs: list[list[float]]) -> float:
     return float(1.2533 * (high - low) / 1.349 / len(logs) ** 0.5)
 
 
-def _runner(session: ort.InferenceSession, feeds: dict[str, np.ndarray]) -> Callable[[], float]:
+def _runner(
+    session: ort.InferenceSession, feeds: dict[str, np.ndarray], clock: Callable[[], int]
+) -> Callable[[], float]:
     """A function that runs the session once and returns milliseconds."""
 
     def run() -> float:
-        start = time.perf_counter_ns()
+        start = clock()
         session.run(None, feeds)
-        return (time.perf_counter_ns() - start) / 1e6
+        return max(clock() - start, 1) / 1e6  # a ratio divides by it
 
     def checked() -> float:
         try:

@@ -45,6 +45,16 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert covered >= 88
 
 
+def test_the_interval_knows_that_rounds_of_one_pass_share_its_luck():
+    covered = 0
+    for seed in range(100):
+        luck = np.exp(0.01 * np.random.default_rng(1000 + seed).standard_normal(5))
+        times = [passes(0.8 * shift, speed=(1.0,), seed=seed * 10 + i)[0] for i, shift in enumerate(luck)]
+        low, high = paired.summarize(times).ratio_ci95
+        covered += low <= 0.8 <= high
+    assert covered >= 88
+
+
 def test_outliers_do_not_move_the_ratio():
     times = passes(0.5)
     for rounds in times:
@@ -152,3 +162,26 @@ def test_a_model_that_fails_while_it_runs_is_named_as_such():
     proto.graph.node[1].op_type = "Reshape"  # the weight as a shape: of the wrong type, or refused when it runs
     with pytest.raises(ModelError):
         measure({"dense": proto.SerializeToString()}, seconds=0.05)
+
+
+def test_waiting_for_the_core_is_left_out_of_the_time(monkeypatch):
+    waited = [0]
+    monkeypatch.setattr(worker.os, "open", lambda *_: 99)
+    monkeypatch.setattr(worker.os, "close", lambda _: None)
+    monkeypatch.setattr(worker.os, "pread", lambda *_: b"123 %d 7" % waited[0])
+    monkeypatch.setattr(worker.time, "perf_counter_ns", lambda: 10_000)
+    with worker._clock(alone=True) as clock:
+        start = clock()
+        waited[0] += 400
+        assert clock() - start == -400
+    with worker._clock(alone=False) as clock:
+        assert clock() == 10_000
+
+
+def test_where_the_kernel_does_not_count_waiting_the_clock_is_plain(monkeypatch):
+    def missing(*_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(worker.os, "open", missing)
+    with worker._clock(alone=True) as clock:
+        assert clock is worker.time.perf_counter_ns
