@@ -37,7 +37,7 @@ from search.settings import Settings, settings_from
 
 if TYPE_CHECKING:
     from search.bench import Bench
-    from search.executor import Isolated
+    from search.child import Isolated
 
 log = logging.getLogger("amc")
 

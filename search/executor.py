@@ -1,154 +1,125 @@
-"""Where a policy is evaluated: here, or in a child process that may crash, hang or be killed without harm to the run.
+"""Where policies are scored: in this process, or by several workers at once. The loop that asks and tells is elsewhere.
 
-The child builds the problem once from the settings and the run's dense weights, then answers policies: a line of JSON
-each way. Nothing else travels, so a policy scores the same in the child as here. A child that dies or exceeds the time
-of a trial costs that trial; the next one starts another child.
+An executor takes policies and promises scores; nothing else travels. A worker is anything that scores one policy at a
+time and may die doing so: a child process (`search.child`), or an actor on another machine (`search.ray_engine`).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
+from typing import NamedTuple, Protocol
 
+from amc.problem import Problem
 from amc.seeding import seeded
-from search.settings import Settings, settings_from
-
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from search.executor import serve; serve()"
 
 
 class EvaluationFailed(ArithmeticError):
-    """A child process could not score a policy."""
+    """A worker could not score a policy."""
 
 
-class Isolated:
-    """Scores policies in a child process: widths by group name -> accuracy.
+class Score(NamedTuple):
+    """An accuracy, and the seconds that it took."""
 
-    timeout: seconds that a policy may take, the child's start aside; None: as long as it takes.
-    """
+    accuracy: float
+    seconds: float
 
-    def __init__(self, settings: Settings, dense_weights: Path, *, timeout: float | None = None) -> None:
-        self._settings = replace(settings, budget=(), reward="accuracy", isolate=False, trial_timeout=None)
-        self._dense_weights, self._timeout = dense_weights, timeout
-        self._child: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, widths: Mapping[str, int]) -> float:
-        """The score of one policy.
+class Executor(Protocol):
+    """Scores policies, `workers` at once."""
 
-        Raises:
-            EvaluationFailed: the child failed, died or was killed for being late; the message says which.
-        """
-        if self._child is None:
-            self._start()
-        answer = self._ask(dict(widths), self._timeout)
-        return float(answer["accuracy"])
+    workers: int
+
+    def submit(self, widths: Mapping[str, int]) -> Future[Score]:
+        """The score that is to come; it raises what went wrong."""
+        ...
 
     def close(self) -> None:
-        """Ends the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            for pipe in (self._child.stdin, self._child.stdout):
-                assert pipe is not None
-                pipe.close()
-            self._child = None
+        """Ends it, and whatever is under way."""
+        ...
 
-    def _start(self) -> None:
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,  # a Ctrl-C is for us to answer
-        )
-        self._ask({"settings": self._settings.as_json(), "dense_weights": str(self._dense_weights)}, None)
 
-    def _ask(self, question: Any, timeout: float | None) -> dict[str, Any]:
-        child = self._child
-        assert child is not None
-        assert child.stdin is not None
-        assert child.stdout is not None
-        line = b""
+class Here:
+    """Scores in this process, one policy after the other, before `submit` returns."""
+
+    workers = 1
+
+    def __init__(self, problem: Problem, seed: int = 0) -> None:
+        self._problem, self._seed = problem, seed
+
+    def submit(self, widths: Mapping[str, int]) -> Future[Score]:
+        """A score that is there."""
+        future: Future[Score] = Future()
+        start = time.perf_counter()
         try:
-            child.stdin.write(json.dumps(question).encode() + b"\n")
-            if not select.select([child.stdout], [], [], timeout)[0]:
-                self.close()
-                raise EvaluationFailed(f"it took longer than --trial-timeout {timeout:g}s, and was ended")
-            line = child.stdout.readline()
-        except BrokenPipeError:
-            pass
-        except BaseException:
-            self.close()
-            raise
-        if not line.endswith(b"\n"):
-            status = child.wait()
-            self.close()
-            raise EvaluationFailed(f"the process that evaluated it {_fate(status)}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise EvaluationFailed(answer["error"])
-        return answer
-
-
-def _fate(status: int) -> str:
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"was killed by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
-
-
-def serve() -> None:
-    """The child: reads the settings, then policies, from standard input, and answers each by a line."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a model prints is no answer
-    questions = sys.stdin.buffer
-    lines: list[bytes] = []
-    arrived = threading.Semaphore(0)
-
-    def read() -> None:
-        for line in questions:
-            lines.append(line)
-            arrived.release()
-        os._exit(0)  # nobody waits for an answer any more, however long the evaluation takes
-
-    threading.Thread(target=read, daemon=True).start()
-
-    def question() -> Any:
-        arrived.acquire()
-        return json.loads(lines.pop(0))
-
-    def answer(**content: Any) -> None:
-        answers.write(json.dumps(content) + "\n")
-        answers.flush()
-
-    from search.compose import compose
-
-    start = question()
-    try:
-        settings = settings_from(start["settings"])
-        setup = compose(settings, dense_weights=Path(start["dense_weights"]), budget_required=False)
-    except Exception as error:
-        answer(error=f"the process that evaluates could not start: {type(error).__name__}: {error}")
-        return
-    answer()
-    while True:
-        widths = question()
-        try:
-            with seeded(settings.seed, "evaluate"):
-                accuracy = setup.evaluator(widths)
+            with seeded(self._seed, "evaluate"):
+                accuracy = self._problem.evaluate(widths).accuracy
         except Exception as error:
-            answer(error=f"{type(error).__name__}: {error}")
+            future.set_exception(error)
         else:
-            answer(accuracy=accuracy)
+            future.set_result(Score(accuracy, time.perf_counter() - start))
+        return future
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Worker(Protocol):
+    """Scores one policy at a time, somewhere else."""
+
+    def start(self) -> None:
+        """Makes it ready to score, unless it is."""
+        ...
+
+    def __call__(self, widths: Mapping[str, int]) -> float:
+        """The score of a policy; whatever it raises costs that policy's trial."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it at once, from any thread: a score under way raises."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what it held; nothing is under way any more."""
+        ...
+
+
+class Pool:
+    """Workers that each score one policy at a time; whoever is free takes the next."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self.workers = len(workers)
+        self._all, self._under_way = list(workers), set[Future[Score]]()
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="score")
+        self._free: SimpleQueue[Worker] = SimpleQueue()
+        for worker in workers:
+            self._free.put(worker)
+
+    def submit(self, widths: Mapping[str, int]) -> Future[Score]:
+        """The score that is to come. Starting a worker is no part of its seconds."""
+        future = self._threads.submit(self._score, dict(widths))
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
+
+    def _score(self, widths: Mapping[str, int]) -> Score:
+        worker = self._free.get()
+        try:
+            worker.start()
+            start = time.perf_counter()
+            return Score(worker(widths), time.perf_counter() - start)
+        finally:
+            self._free.put(worker)
+
+    def close(self) -> None:
+        """Kills the workers, whatever they do."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        left = set(self._under_way)
+        while left:  # again and again: one may have been about to start
+            for worker in self._all:
+                worker.kill()
+            left = wait(left, timeout=0.1).not_done
+        for worker in self._all:
+            worker.close()

@@ -24,9 +24,9 @@ from amc.evaluate import Metric
 from amc.export import export_onnx
 from amc.problem import Problem
 from amc.weights import save_weights
+from search.child import Isolated
 from search.compose import Setup, compose
 from search.display import Display
-from search.executor import Isolated
 from search.finished import Resolved, SettingsFile, read_document
 from search.run_directory import DENSE, DENSE_ONNX, SETTINGS, TABLE, RunDirectory, check_resumable
 from search.settings import Settings, settings_from

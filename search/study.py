@@ -1,8 +1,13 @@
 """The one loop: ask a strategy, evaluate, tell the study, until the trials or the time are used up.
 
+An executor evaluates, several policies at once perhaps; trials are told in the order in which they were asked. With N
+workers, trial k is asked when the trials up to k - N were told: what it proposes follows from the run's seed, its
+number and these.
+
 Optuna's storage is the only record of trials. A study that exists is gone on with: its finished trials are told to the
-problem's memory and counted, and a trial that was interrupted is evaluated again, in its place and under its number.
-So whatever derives from a trial's number and from the trials told before it is as it would have been without a break.
+problem's memory and counted, and trials that were interrupted are evaluated again, in their place and under their
+numbers. So whatever derives from a trial's number and from the trials told before it is as it would have been without a
+break.
 """
 
 from __future__ import annotations
@@ -10,8 +15,10 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from amc.errors import AmcError, RunError, SearchFailed
 from amc.problem import Outcome, Problem
-from amc.seeding import seeded
+from search.executor import Executor, Here, Score
 from search.storage import MOST_ATTEMPTS, Leases, patiently
 from search.strategies.base import Exhausted, search_space, told
 
@@ -55,7 +62,7 @@ class SearchResult:
 
     best: the trial with the highest reward; None if none succeeded.
     trials: different policies scored. failed: trials that could not be scored.
-    seconds: search time over all resumes. evaluation_seconds: the part that scoring took.
+    seconds: search time over all resumes. evaluation_seconds: what scoring took, the sum over all workers.
     """
 
     best: Outcome | None
@@ -85,6 +92,11 @@ class _Tally:
     repeats_in_a_row: int = 0
     last_error: str = ""
     seen: set[int] = field(default_factory=set)
+
+    @property
+    def ended(self) -> int:
+        """Different policies that were scored or failed."""
+        return self.trials + self.failed
 
     def learn(self, problem: Problem, study: optuna.Study) -> None:
         """Counts the trials that it has not seen, and tells the problem what they scored."""
@@ -122,122 +134,195 @@ def search(
     time_limit: float | None = None,
     seed: int = 0,
     on_trial: Callable[[Progress], object] = lambda _: None,
+    executor: Executor | None = None,
     leases: Leases | None = None,
 ) -> SearchResult:
     """Runs the loop until `trials` different policies were scored or failed, or `time_limit` seconds have passed.
 
+    executor: who scores, several policies at once perhaps; this process unless given. What is under way when the time
+        is up is waited for.
     leases: of a study that other processes work on as well; its trials are counted over all of them.
 
     Raises:
         SearchFailed: many trials in a row failed. RunError: the study holds what we did not write.
     """
-    tally, again = _Tally(), patiently if leases else _once
     before, start = float(study.user_attrs.get("seconds", 0.0)), time.perf_counter()
-    while True:
-        again(partial(tally.learn, problem, study))
-        elapsed = before + time.perf_counter() - start
-        again(partial(study.set_user_attr, "seconds", elapsed))
-        if (trials is not None and tally.trials + tally.failed >= trials) or (time_limit and elapsed >= time_limit):
-            break
-        if tally.failed_in_a_row >= MOST_FAILURES:
-            raise SearchFailed(
-                f"{tally.failed_in_a_row} trials in a row failed, the last one with {tally.last_error}. Check that the "
-                "model runs on the data, and try a lower --score-lr"
-            )
-        if tally.repeats_in_a_row >= MOST_REPEATS:
-            log.info("the strategy proposed known policies %d times in a row; the search ends", MOST_REPEATS)
-            break
-        try:
-            trial = again(partial(_next, problem, study, tally, trials, leases))
-        except Exhausted as reason:
-            log.info("the strategy has no more to propose: %s", reason)
-            break
-        if trial is None:
-            time.sleep(POLL)
-            continue
-        with leases.kept(trial._trial_id) if leases else nullcontext():
-            known = problem.recall(trial.params)
-            latest, attributes = (known, _stored(known, 0.0, repeat=True)) if known else _evaluate(problem, trial, seed)
-            again(partial(_tell, study, trial, latest, attributes, leases))
-        if not known:
-            again(partial(tally.learn, problem, study))
+    with closing(_Loop(problem, study, executor or Here(problem, seed), trials, leases)) as loop:
+        while True:
+            loop.learn()
             elapsed = before + time.perf_counter() - start
-            on_trial(Progress(tally.trials, tally.failed, elapsed, latest, tally.best))
+            loop.again(partial(study.set_user_attr, "seconds", elapsed))
+            ends = loop.over() or ("its time is up" if time_limit and elapsed >= time_limit else None) or loop.ask()
+            if loop.asked:
+                new, latest = loop.tell()
+                if new:
+                    loop.learn()
+                    elapsed = before + time.perf_counter() - start
+                    on_trial(Progress(loop.tally.trials, loop.tally.failed, elapsed, latest, loop.tally.best))
+            elif ends:
+                log.info("the search ends: %s", ends)
+                break
+            else:
+                time.sleep(POLL)
+    tally = loop.tally
     return SearchResult(tally.best, tally.trials, tally.failed, elapsed, tally.evaluation_seconds)
+
+
+@dataclass
+class _Asked:
+    """A trial that was asked and is not yet told.
+
+    score: on its way; None where its policy is known, or is being scored for an earlier trial.
+    lease: what keeps the trial ours in a shared study.
+    """
+
+    trial: optuna.Trial
+    lease: ExitStack
+    score: Future[Score] | None = None
+
+
+class _Loop:
+    """What is under way: up to `executor.workers` trials that were asked and not yet told, in the order of asking.
+
+    The first of them is the next to be told, whichever is scored first. So what was told when a trial is asked depends
+    on its number and on how many workers there are, never on who was quicker, and a study is the same each time.
+    """
+
+    def __init__(
+        self, problem: Problem, study: optuna.Study, executor: Executor, trials: int | None, leases: Leases | None
+    ) -> None:
+        self._problem, self._study, self._executor = problem, study, executor
+        self._most, self._leases = trials, leases
+        self.again: Callable[[Callable[[], Any]], Any] = patiently if leases else _once
+        self.tally, self.asked = _Tally(), deque[_Asked]()
+
+    def close(self) -> None:
+        """Lets go of what is under way: whoever goes on with the study scores it again."""
+        for asked in self.asked:
+            asked.lease.close()
+
+    def learn(self) -> None:
+        """Counts the trials that were told since, by whomever."""
+        self.again(partial(self.tally.learn, self._problem, self._study))
+
+    def over(self) -> str | None:
+        """Why no more is asked, if so.
+
+        Raises:
+            SearchFailed: many trials in a row failed.
+        """
+        if self._most is not None and self.tally.ended >= self._most:
+            return "it has its trials"
+        if self.tally.failed_in_a_row >= MOST_FAILURES:
+            raise SearchFailed(
+                f"{self.tally.failed_in_a_row} trials in a row failed, the last one with {self.tally.last_error}. "
+                "Check that the model runs on the data, and try a lower --score-lr"
+            )
+        if self.tally.repeats_in_a_row >= MOST_REPEATS:
+            return f"the strategy proposed known policies {MOST_REPEATS} times in a row"
+        return None
+
+    # ---- ask
+
+    def ask(self) -> str | None:
+        """Asks until every worker has a policy to score; returns why the strategy has no more to propose, if so."""
+        while len(self.asked) < self._executor.workers:
+            try:
+                trial = self.again(self._next)
+            except Exhausted as reason:
+                return f"the strategy has no more to propose: {reason}"
+            if trial is None:
+                return None
+            asked = _Asked(trial, ExitStack())
+            if self._leases:
+                asked.lease.enter_context(self._leases.kept(trial._trial_id))
+            known = self._problem.recall(trial.params) or trial.params in [other.trial.params for other in self.asked]
+            self.asked.append(asked)
+            if not known:
+                asked.score = self._executor.submit(trial.params)
+        return None
+
+    def _next(self) -> optuna.Trial | None:
+        """The next trial to evaluate, one that was interrupted before a new one; None while enough are under way."""
+        study, leases, mine = self._study, self._leases, {asked.trial.number for asked in self.asked}
+        with leases.locked() if leases else nullcontext() as connection:
+            running = [
+                t for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if t.number not in mine
+            ]
+            free = leases.free(connection, running) if leases and connection else running
+            for interrupted in free:
+                trial = optuna.Trial(study, interrupted._trial_id)
+                attempts = leases.take(connection, trial._trial_id) if leases and connection else 1
+                if attempts > MOST_ATTEMPTS:
+                    trial.set_user_attr("error", f"{MOST_ATTEMPTS} processes that evaluated it died")
+                    study.tell(trial.number, state=TrialState.FAIL)
+                elif self._complete(trial):
+                    return trial
+            if leases:
+                self.tally.learn(self._problem, study)  # what others have told by now
+            under_way = len(running) - len(free) + len(mine)
+            if self._most is not None and self.tally.ended + under_way >= self._most:
+                return None
+            return self._new(connection)
+
+    def _new(self, connection: Any) -> optuna.Trial:
+        while True:
+            trial = self._study.ask()
+            if self._leases:
+                self._leases.take(connection, trial._trial_id)
+            if self._complete(trial):
+                return trial
+
+    def _complete(self, trial: optuna.Trial) -> bool:
+        """Gives a trial its policy, or what it lacks of it; sets it aside if nothing whole comes of that."""
+        try:
+            for name, distribution in search_space(self._problem).items():
+                trial.suggest_int(name, distribution.low, distribution.high)
+            widths = self._problem.widths(trial.params)
+        except Exhausted:
+            self._study.tell(trial.number, state=TrialState.PRUNED)
+            raise
+        except (AmcError, ValueError) as error:
+            raise RunError(f"trial {trial.number} of the study does not fit this run: {error}") from None
+        if self._problem.budget.met(widths):
+            return True
+        # Two halves of different proposals: the process died between them, and another has learned more since.
+        self._study.tell(trial.number, state=TrialState.PRUNED)
+        return False
+
+    # ---- tell
+
+    def tell(self) -> tuple[bool, Outcome | None]:
+        """Tells what came of the trial that was asked first, once it is there; whether that is new, and the outcome."""
+        asked = self.asked[0]
+        trial, score = asked.trial, asked.score
+        known = self._problem.recall(trial.params) if score is None else None
+        if known:
+            outcome, attributes = known, _stored(known, 0.0, repeat=True)
+        else:  # without a score, an earlier trial of the same policy has failed
+            outcome, attributes = _outcome(self._problem, trial, score or self._executor.submit(trial.params))
+        self.again(partial(_tell, self._study, trial, outcome, attributes, self._leases))
+        asked.lease.close()
+        self.asked.popleft()
+        return not known, outcome
 
 
 def _once(step: Callable[[], Any]) -> Any:
     return step()
 
 
-# ---- which trial is next
-
-
-def _next(
-    problem: Problem, study: optuna.Study, tally: _Tally, trials: int | None, leases: Leases | None
-) -> optuna.Trial | None:
-    """The next trial to evaluate, one that was interrupted before a new one; None while others work on all there is."""
-    with leases.locked() if leases else nullcontext() as connection:
-        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        free = leases.free(connection, running) if leases and connection else running
-        for interrupted in free:
-            trial = optuna.Trial(study, interrupted._trial_id)
-            attempts = leases.take(connection, trial._trial_id) if leases and connection else 1
-            if attempts > MOST_ATTEMPTS:
-                trial.set_user_attr("error", f"{MOST_ATTEMPTS} processes that evaluated it died")
-                study.tell(trial.number, state=TrialState.FAIL)
-            elif _complete(problem, study, trial):
-                return trial
-        if leases and trials is not None:
-            tally.learn(problem, study)  # what others have told by now
-            if tally.trials + tally.failed + len(running) - len(free) >= trials:
-                return None
-        return _new(problem, study, leases, connection)
-
-
-def _new(problem: Problem, study: optuna.Study, leases: Leases | None, connection: Any) -> optuna.Trial:
-    while True:
-        trial = study.ask()
-        if leases:
-            leases.take(connection, trial._trial_id)
-        if _complete(problem, study, trial):
-            return trial
-
-
-def _complete(problem: Problem, study: optuna.Study, trial: optuna.Trial) -> bool:
-    """Gives a trial its policy, or what it lacks of it; sets it aside if nothing, or nothing whole, comes of that."""
+def _outcome(problem: Problem, trial: optuna.Trial, score: Future[Score]) -> tuple[Outcome | None, dict[str, Any]]:
+    """What a score that may still be on its way makes of a trial; one that can't be scored fails, with its reason."""
     try:
-        for name, distribution in search_space(problem).items():
-            trial.suggest_int(name, distribution.low, distribution.high)
-        widths = problem.widths(trial.params)
-    except Exhausted:
-        study.tell(trial.number, state=TrialState.PRUNED)
-        raise
-    except (AmcError, ValueError) as error:
-        raise RunError(f"trial {trial.number} of the study does not fit this run: {error}") from None
-    if problem.budget.met(widths):
-        return True
-    # Two halves of different proposals: the process died between them, and another has learned more since.
-    study.tell(trial.number, state=TrialState.PRUNED)
-    return False
-
-
-# ---- evaluate and tell
-
-
-def _evaluate(problem: Problem, trial: optuna.Trial, seed: int) -> tuple[Outcome | None, dict[str, Any]]:
-    """Scores a trial's policy; one that can't be scored fails, with its reason."""
-    start = time.perf_counter()
-    try:
-        with seeded(seed, "evaluate"):
-            outcome = problem.evaluate(trial.params)
+        accuracy, seconds = score.result()
+        outcome = problem.outcome(trial.params, accuracy)
     except AmcError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:1000]
         log.warning("trial %d failed: %s", trial.number, reason)
         return None, {"error": reason}
-    return outcome, _stored(outcome, time.perf_counter() - start)
+    return outcome, _stored(outcome, seconds)
 
 
 def _stored(outcome: Outcome, seconds: float, **more: Any) -> dict[str, Any]:

@@ -30,9 +30,10 @@ from amc.finetune import Diverged
 from amc.weights import save_weights
 from benchmarks.faults.tiny import data, net
 from search import finish as finish_module
+from search.child import Isolated
 from search.compose import compose
 from search.display import Display
-from search.executor import EvaluationFailed, Isolated
+from search.executor import EvaluationFailed
 from search.finish import recover
 from search.job import run
 from search.run_directory import owned
@@ -140,7 +141,7 @@ def test_a_child_scores_a_policy_as_this_process_does(setup, weights):
 def test_a_child_ends_with_its_parent(weights):
     code = (
         "import sys; from pathlib import Path; from tests.test_faults import SETTINGS; "
-        "from search.executor import Isolated; i = Isolated(SETTINGS, Path(sys.argv[1])); i._start(); "
+        "from search.child import Isolated; i = Isolated(SETTINGS, Path(sys.argv[1])); i.start(); "
         "print(i._child.pid, flush=True); import os; os.kill(os.getpid(), 9)"
     )
     root = Path(__file__).parent.parent
