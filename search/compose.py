@@ -37,7 +37,7 @@ from search.settings import Settings, settings_from
 
 if TYPE_CHECKING:
     from search.bench import Bench
-    from search.child import Isolated
+    from search.executor import Executor
 
 log = logging.getLogger("amc")
 
@@ -53,7 +53,7 @@ class Setup:
     """All the parts of a run.
 
     loaded: the dense model on its accelerator, with example inputs. order: each group's units, best first.
-    augment: the augmentations that fine-tuning uses.
+    augment: the augmentations that fine-tuning uses. executor: who scores policies; None: this process.
     """
 
     settings: Settings
@@ -67,7 +67,7 @@ class Setup:
     augment: tuple[str, ...]
     metric: Metric | None
     bench: Bench | None
-    isolated: Isolated | None = None
+    executor: Executor | None = None
 
 
 def build(*, model: Any = None, data: Any = None, metric: Metric | None = None, **settings: Any) -> Problem:

@@ -46,7 +46,7 @@ from search.run_directory import (
     default_path,
     owned,
 )
-from search.settings import Settings, settings_from, shared_names
+from search.settings import Settings, apart_from_workers, settings_from, shared_names
 from search.settle import settle
 from search.start import prepare, resumed_settings, versions
 from search.storage import Leases, copy_study, open_shared, open_storage
@@ -133,7 +133,7 @@ def run_job(
                 _report(directory)
                 return finished_result(path, display)
             setup = prepare(directory, settings, model=model, data=data, metric=metric, display=display)
-            with closing(setup.isolated or ExitStack()):
+            with closing(setup.executor or ExitStack()):
                 _announce(setup, display)
                 setup, found = _search(directory, setup, display)
             if found.best is None:
@@ -149,7 +149,8 @@ def _asks_no_more(path: Path, settings: Settings) -> bool:
     """Whether the run is finished, with the settings asked for: its result says so, and is written last."""
     if not (path / RESULT).exists():
         return False
-    return settings_from(read_document(path / RESULT, RunResult).settings) == settings_from(settings.as_json())
+    before = settings_from(read_document(path / RESULT, RunResult).settings)
+    return apart_from_workers(before) == apart_from_workers(settings_from(settings.as_json()))
 
 
 def finished_result(path: Path, display: Display) -> Result:
@@ -214,6 +215,7 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
                 time_limit=time_limit,
                 seed=settings.seed,
                 on_trial=on_trial,
+                executor=setup.executor,
                 leases=leases,
             )
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from amc.catalog import CRITERIA, DATASETS, MODELS, REWARDS
 from amc.errors import UsageError
 from amc.registry import Registry, suggest
+from search.engines import ENGINES
 from search.strategies import DEFAULT, STRATEGIES
 
 DEFAULT_TRIALS = 80
@@ -165,6 +166,24 @@ class Settings:
         parse=seconds,
         metavar="TIME",
     )
+    workers: int = option(
+        1,
+        "score",
+        "policies scored at once, each in a process with its share of threads and GPUs",
+        parse=whole(1),
+        metavar="N",
+        resume=True,
+    )
+    engine: str = option(
+        "local", "score", "where the workers are: local or ray", choices=ENGINES, metavar="NAME", resume=True
+    )
+    address: str | None = option(
+        None,
+        "score",
+        "the Ray cluster, as in auto or 10.0.0.1:6379 (default: one is started here)",
+        metavar="HOST:PORT",
+        resume=True,
+    )
     finetune_epochs: int = option(
         10,
         "fine-tuning",
@@ -209,6 +228,11 @@ def shared_names() -> list[str]:
     """The settings that processes on one study must have in common: all that shape a trial."""
     own = {"storage", "study", "isolate", "trial_timeout", "accelerator", "threads", "device"}
     return [f.name for f in fields(Settings) if f.name not in own and not f.metadata.get("resume")]
+
+
+def apart_from_workers(settings: Settings) -> Settings:
+    """The settings without who scores, which shapes no result."""
+    return replace(settings, workers=1, engine="local", address=None)
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:

@@ -22,11 +22,10 @@ from amc.data import Split
 from amc.errors import DataError, RunError, UsageError
 from amc.evaluate import Metric
 from amc.export import export_onnx
-from amc.problem import Problem
 from amc.weights import save_weights
-from search.child import Isolated
 from search.compose import Setup, compose
 from search.display import Display
+from search.engines import elsewhere, executor_of
 from search.finished import Resolved, SettingsFile, read_document
 from search.run_directory import DENSE, DENSE_ONNX, SETTINGS, TABLE, RunDirectory, check_resumable
 from search.settings import Settings, settings_from
@@ -118,13 +117,12 @@ def prepare(
         save_weights(setup.loaded.model, dense)
     if not (directory / DENSE_ONNX).exists():
         export_onnx(setup.loaded.model, setup.loaded.inputs, directory / DENSE_ONNX)
-    if settings.isolate or settings.trial_timeout:
-        if model is not None or data is not None or metric is not None:
-            raise UsageError("--isolate and --trial-timeout need a model and data that are named, not objects")
-        old, isolated = setup.problem, Isolated(settings, dense, timeout=settings.trial_timeout)
-        problem = Problem(old.groups, old.budget, isolated, costs=old.costs, reward=old.reward)
-        setup = replace(setup, problem=problem, isolated=isolated)
-    return setup
+    if elsewhere(settings) and (model is not None or data is not None or metric is not None):
+        raise UsageError(
+            "--workers, --engine, --isolate and --trial-timeout need a model and data that are named, not objects: "
+            "other processes build them anew; write model='FILE.py:FACTORY', data='FILE.py:FACTORY'"
+        )
+    return replace(setup, executor=executor_of(setup, dense))
 
 
 def _refuse_changes(path: Path, before: Resolved, setup: Setup) -> None:
