@@ -5,6 +5,9 @@ not. A reading is the median of such paired ratios with a bootstrap interval (Ef
 milliseconds is for reading. When the baseline itself wandered while a model was timed, the reading is taken again, and
 the tightest one counts.
 
+Two hardware threads of one core slow each other by half, and each kernel by another factor, so that a ratio under load
+is another ratio. Where enough rounds ran at full speed, they alone count.
+
 Rounds of one pass share what the pass was dealt (where memory landed, who else ran), so they are not independent: the
 bootstrap draws passes first, then rounds within each. Of few passes it would come out too narrow; its quantiles are
 moved out as far as Student's t lies outside of the normal (Hesterberg, "What Teachers Should Know About the
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import norm, t
@@ -30,6 +33,11 @@ CHUNK = 1_000_000
 DRIFT = 0.15
 """The baseline's medians of two passes may differ by this much before a reading is taken again."""
 
+CALM = 1.15
+"""A round counts as calm when neither model took longer than this times its fastest (5th percentile)."""
+ENOUGH_CALM = 0.2
+"""Where fewer of the rounds than this are calm, all count: the machine is busy throughout."""
+
 Model = str | os.PathLike[str] | bytes
 Progress = Callable[[int, int, str], None]
 
@@ -39,6 +47,7 @@ class Reading:
     """What one model takes, beside the baseline.
 
     median_ms, min_ms, p95_ms: of the model alone, ms a run.
+    baseline_ms: the baseline's median in the same rounds.
     ratio, ratio_ci95: its latency over the baseline's, the median of paired rounds; below 1 is faster.
     speedup, speedup_ci95: the inverse.
     rounds: how many pairs it rests on.
@@ -48,6 +57,7 @@ class Reading:
     median_ms: float
     min_ms: float
     p95_ms: float
+    baseline_ms: float
     ratio: float
     ratio_ci95: tuple[float, float]
     rounds: int
@@ -146,35 +156,46 @@ def readings(
             if (reading.drift, _spread(reading)) < (found[name].drift, _spread(found[name])):
                 found[name] = reading
     # The baseline against itself is 1 by definition; its rounds serve its own times.
-    own = found[baseline]
-    found[baseline] = Reading(own.median_ms, own.min_ms, own.p95_ms, 1.0, (1.0, 1.0), own.rounds, own.drift)
+    found[baseline] = replace(found[baseline], ratio=1.0, ratio_ci95=(1.0, 1.0))
     return {name: found[name] for name in models}
 
 
 def summarize(passes: Sequence[Sequence[Sequence[float]]]) -> Reading:
     """A reading from `[baseline, model]` milliseconds, passes of rounds of pairs."""
-    pairs = np.array([pair for rounds in passes for pair in rounds])
-    ratios = pairs[:, 1] / pairs[:, 0]
-    bases = [float(np.median([pair[0] for pair in rounds])) for rounds in passes]
-    low, high = _interval(passes)
+    everything = [np.asarray(rounds, dtype=float).reshape(-1, 2) for rounds in passes]
+    calm = _calm(everything)
+    pairs = np.concatenate(calm)
+    bases = [float(np.median(rounds[:, 0])) for rounds in calm]
+    ratios = [rounds[:, 1] / rounds[:, 0] for rounds in calm]
     return Reading(
         median_ms=float(np.median(pairs[:, 1])),
         min_ms=float(pairs[:, 1].min()),
-        p95_ms=float(np.quantile(pairs[:, 1], 0.95)),
-        ratio=float(np.median(ratios)),
-        ratio_ci95=(low, high),
+        p95_ms=float(np.quantile(np.concatenate(everything)[:, 1], 0.95)),
+        baseline_ms=float(np.median(pairs[:, 0])),
+        ratio=float(np.median(np.concatenate(ratios))),
+        ratio_ci95=_interval(ratios),
         rounds=len(pairs),
         drift=max(bases) / min(bases) - 1,
     )
 
 
-def _interval(passes: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float]:
-    """95 % interval of the median ratio: passes are drawn anew, and rounds within each."""
+def _calm(passes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The calm rounds, `(rounds, 2)` each pass that has any; or all of them."""
+    pairs = np.concatenate(passes)
+    limits = CALM * np.quantile(pairs, 0.05, axis=0)
+    if (pairs <= limits).all(axis=1).mean() < ENOUGH_CALM:
+        return list(passes)
+    calm = [rounds[(rounds <= limits).all(axis=1)] for rounds in passes]
+    return [rounds for rounds in calm if len(rounds)]
+
+
+def _interval(passes: Sequence[np.ndarray]) -> tuple[float, float]:
+    """95 % interval of the median of ratios: passes are drawn anew, and rounds within each."""
     rng, count = np.random.default_rng(0), len(passes)
     lengths = np.array([len(rounds) for rounds in passes])
     ratios = np.ones((count, lengths.max()))
     for row, rounds in zip(ratios, passes, strict=True):
-        row[: len(rounds)] = [theirs / ours for ours, theirs in rounds]
+        row[: len(rounds)] = rounds
     each = round(float(lengths.mean()))
     medians = np.zeros(RESAMPLES)
     for at in range(0, RESAMPLES, step := max(CHUNK // (count * each), 1)):

@@ -30,7 +30,7 @@ BATCH = 8
 """Policies sent to the device at a time."""
 ENOUGH = 0.02
 """Leave-one-out error at which more samples are not worth their time."""
-SLOWED = 1.3
+SLOWED = 1.15
 """A sample during which the dense model took so many times its best is taken again."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -195,7 +195,7 @@ class _Builder:
         while queue:
             batch, queue = queue[:BATCH], queue[BATCH:]
             readings = self._readings([widths for widths, _ in batch], seconds)
-            bases = [reading.median_ms / reading.ratio for reading in readings]
+            bases = [reading.baseline_ms for reading in readings]
             self.best_ms = min(self.best_ms, float(np.median(bases)))
             for (widths, tries), reading, base in zip(batch, readings, bases, strict=True):
                 if base <= SLOWED * self.best_ms:

@@ -64,7 +64,7 @@ class FakeDevice:
         for name, data in models.items():
             ratio = staircase(json.loads(data)) / dense * math.exp(self.noise * self.rng.standard_normal())
             ratio *= self.lie(self.calls)
-            found[name] = SimpleNamespace(ratio=ratio, median_ms=ratio * dense * self.slow(self.calls))
+            found[name] = SimpleNamespace(ratio=ratio, baseline_ms=dense * self.slow(self.calls))
         return found
 
     def fingerprint(self):

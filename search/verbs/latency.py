@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--optimization",
         default="all",
-        choices=("all", "extended", "basic", "disable"),
+        choices=("all", "extended", "basic", "none"),
         help="ONNX Runtime's graph optimization (default all, as in production)",
     )
     add_settings(parser, ("device",), leave_out=("accelerator", "threads"))
@@ -90,7 +90,7 @@ def reading_table(readings: dict[str, Reading], baseline: str, device: str) -> T
     from rich.table import Table
 
     table = Table(title=f"latency on {device}, ms", title_justify="left")
-    for name in ("", "median", "min", "p95", "of baseline", "speed-up", "95 % interval"):
+    for name in ("", "median", "min", "p95", "baseline beside it", "ratio", "speed-up", "95 % interval"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
     for name, reading in readings.items():
         low, high = reading.speedup_ci95
@@ -98,7 +98,8 @@ def reading_table(readings: dict[str, Reading], baseline: str, device: str) -> T
         if name == baseline:
             table.add_row(f"{name} (baseline)", *times)
         else:
-            table.add_row(name, *times, f"{reading.ratio:.3f}", f"{reading.speedup:.2f}x", f"{low:.2f} to {high:.2f}")
+            paired = f"{reading.baseline_ms:.4g}", f"{reading.ratio:.3f}", f"{reading.speedup:.2f}x"
+            table.add_row(name, *times, *paired, f"{low:.2f} to {high:.2f}")
     return table
 
 
