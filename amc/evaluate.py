@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,14 @@ from amc.errors import DataError
 from amc.finetune import Batch, Split, draw, train
 from amc.forward import call, device_of, logits, to_device
 from amc.groups import Structure
+from amc.layout import arranged
 from amc.problem import WidthsByName
 from amc.seeding import seeded
 from amc.slim import slim
 
 Metric = Callable[[nn.Module], float]
+Watch = Callable[[str, int, int], object]
+"""Called with (rung, steps done, steps in all) while a policy is scored."""
 
 log = logging.getLogger("amc")
 
@@ -54,6 +58,7 @@ class Evaluator:
 
     model: dense, on the device where candidates are trained; it is not changed.
     order: each group's units, best first (`amc.importance.rank`).
+    layout: in memory, of the candidates (`amc.layout.fast_layout`).
     train_split: for the fine-tune and the calibration; None leaves both out.
     metric: a model's worth, higher is better; the accuracy on `val_split` unless given.
     """
@@ -69,10 +74,11 @@ class Evaluator:
         settings: ScoreSettings | None = None,
         augment: Sequence[str] = (),
         metric: Metric | None = None,
+        layout: torch.memory_format = torch.contiguous_format,
         seed: int = 0,
     ) -> None:
         self.settings = s = settings or ScoreSettings()
-        self.model, self.structure, self.order = model, structure, order
+        self.model, self.structure, self.order, self._layout = model, structure, order, layout
         device = device_of(model)
         self._training: list[Batch] = []
         self._calibration: list[Batch] = []
@@ -80,7 +86,8 @@ class Evaluator:
             drawn = draw(train_split, s.steps, batch=s.batch, augment=augment, seed=seed)
             self._training = [to_device(batch, device) for batch in drawn]
             self._calibration = in_memory(train_split, s.calibration, device, batch=s.batch, seed=seed)
-        self._metric, self._seed = metric, seed
+        self._metric, self._seed, self._train_split, self._augment = metric, seed, train_split, tuple(augment)
+        self.watch: Watch = lambda rung, done, total: None
         if metric is None:
             self._scored = in_memory(val_split, s.images or len(val_split), device, batch=500, seed=seed)
 
@@ -103,9 +110,43 @@ class Evaluator:
     def _score(self, widths: WidthsByName, parts: int) -> float:
         """The score, with every batch in so many parts; each is a step of its own."""
         training, candidate = split(self._training, parts), self.candidate(widths)
-        train(candidate, training, steps=len(training), lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        train(
+            candidate,
+            training,
+            steps=len(training),
+            lr=self.settings.lr,
+            weight_decay=self.settings.weight_decay,
+            progress=partial(self.watch, "quick fine-tune"),
+        )
+        self.watch("batch norm, then scoring", 1, 1)
         recalibrate(candidate, split(self._calibration, parts))
         return self.metric(candidate, parts)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is something to fine-tune on."""
+        return self._train_split is not None
+
+    def recovered(self, widths: WidthsByName, steps: int) -> float:
+        """What the policy is worth on the images of the score after a fine-tune of `steps` steps.
+
+        Raises:
+            Diverged: the loss became NaN or infinite.
+        """
+        assert self._train_split is not None
+        s, candidate = self.settings, self.candidate(widths)
+        with seeded(self._seed, "evaluate"):
+            batches = draw(self._train_split, steps, batch=s.batch, augment=self._augment, seed=self._seed)
+            train(
+                candidate,
+                batches,
+                steps=steps,
+                lr=s.lr,
+                weight_decay=s.weight_decay,
+                progress=partial(self.watch, "fine-tune"),
+            )
+            recalibrate(candidate, self._calibration)
+            return self.metric(candidate)
 
     def metric(self, model: nn.Module, parts: int = 1) -> float:
         """A model's worth as it is: the metric, or the accuracy on the images that are scored."""
@@ -113,7 +154,7 @@ class Evaluator:
 
     def candidate(self, widths: WidthsByName) -> nn.Module:
         """The slim model of a policy, as sliced."""
-        return slim(self.model, self.structure, kept_units(self.order, widths))
+        return arranged(slim(self.model, self.structure, kept_units(self.order, widths)), self._layout)
 
     def recalibrate(self, model: nn.Module) -> None:
         """Recalibrates a model's batch norm in place, as for the score."""

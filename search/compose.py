@@ -26,6 +26,7 @@ from amc.finetune import AUGMENTATIONS
 from amc.forward import to_device
 from amc.groups import Structure
 from amc.importance import rank
+from amc.layout import fast_layout
 from amc.models import Loaded, load_model
 from amc.pretrain import RECIPES, pretrained
 from amc.problem import Problem
@@ -146,6 +147,7 @@ def compose(
         settings=score_settings(settings),
         augment=augment,
         metric=metric,
+        layout=fast_layout(loaded.model, loaded.inputs),
         seed=settings.seed,
     )
     reward = resolve(REWARDS, settings.reward, "--reward")

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from amc.cost import spent
 from amc.errors import DeviceError, ModelError
 from amc.evaluate import accuracy, batches_of, kept_units
 from amc.finetune import Diverged, finetune
+from amc.layout import arranged
 from amc.models import Loaded
 from amc.policy import BudgetInfo, GroupPolicy, InputInfo, ModelInfo, Policy
 from amc.problem import Outcome, WidthsByName
@@ -74,13 +76,18 @@ def recover(setup: Setup, source: str, widths: WidthsByName, folder: Path, displ
             log.warning("fine-tuning again: %s", error)
         else:
             if kept.is_file():
-                return Candidate(source, widths, model, *accuracies(setup, model))
+                return _candidate(setup, source, widths, model)
         with display.bar(f"fine-tuning the {'best' if source == 'search' else source} policy") as report:
             model = _finetuned(setup, widths, report)
         save_weights(model, kept)
     else:
         setup.evaluator.recalibrate(model)
-    return Candidate(source, widths, model, *accuracies(setup, model))
+    return _candidate(setup, source, widths, model)
+
+
+def _candidate(setup: Setup, source: str, widths: WidthsByName, model: nn.Module) -> Candidate:
+    found = accuracies(setup, model)
+    return Candidate(source, widths, arranged(model, torch.contiguous_format), *found)
 
 
 def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
@@ -159,10 +166,11 @@ def result_of(
     uniform: Candidate,
     readings: Mapping[str, Reading],
     search: Mapping[str, Any],
+    proxy: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `result.json` holds; a figure that was not measured is None.
 
-    readings: of `dense`, and of `best` and `uniform` where these were measured.
+    readings: of `dense`, and of `best` and `uniform` where these were measured. proxy: what the score is worth.
     """
     dense_accuracy, dense_test = accuracies(setup, setup.loaded.model)
     dense = {
@@ -178,7 +186,7 @@ def result_of(
         "dense": dense,
         "best": _figures(setup, winner, readings.get("best"), dense["latency_ms"]),
         "uniform": _figures(setup, uniform, readings.get("uniform", readings.get("best")), dense["latency_ms"]),
-        "proxy": {"spearman": None, "samples": 0},
+        "proxy": dict(proxy),
         "search": dict(search),
     }
 

@@ -75,15 +75,16 @@ class Anchor(_Read):
 
 
 class Proxy(_Read):
-    """What the score is worth: its rank correlation with the fine-tuned accuracy of some anchors."""
+    """What the score is worth: its rank correlation with the accuracy of anchors after a fine-tune of `steps` steps."""
 
     spearman: Number | None = None
     samples: Count = 0
+    steps: Count = 0
     anchors: list[Anchor] = []
 
 
 class SearchFigures(_Read):
-    """How the search went."""
+    """How the search went. metric: what `accuracy` is, where it is a metric of the user's own."""
 
     strategy: str
     trials: Count
@@ -91,6 +92,7 @@ class SearchFigures(_Read):
     seconds: Number
     evaluation_seconds: Number | None = None
     seed: int
+    metric: str = "accuracy"
 
 
 class RunResult(_Read):

@@ -26,6 +26,7 @@ from amc.evaluate import Metric
 from amc.export import export_onnx
 from amc.policy import Policy, load_policy
 from amc.weights import save_weights, weights_sha256
+from search.anchors import Chooser
 from search.compose import Setup, with_objects
 from search.display import Display
 from search.finish import Candidate, finish, measure_latency, policy_of, result_of
@@ -135,11 +136,11 @@ def run_job(
             setup = prepare(directory, settings, model=model, data=data, metric=metric, display=display)
             with closing(setup.executor or ExitStack()):
                 _announce(setup, display)
-                setup, found = _search(directory, setup, display)
+                setup, found, proxy = _search(directory, setup, display)
             if found.best is None:
                 raise SearchFailed(f"no trial of the search in {path} succeeded; run.log says why")
             best, uniform = finish(setup, found.best, directory.path, display)
-            return _conclude(directory, setup, found, best, uniform, display)
+            return _conclude(directory, setup, found, proxy, best, uniform, display)
         except KeyboardInterrupt:
             log.info("stopped by a signal")
             raise Interrupted(f"stopped; go on by: amc search --out {shlex.quote(str(path))} --resume") from None
@@ -188,8 +189,11 @@ def _examples(data: Data) -> str:
     return f"{text}; images normalized by {normalize}" if normalize is not None else text
 
 
-def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Setup, SearchResult]:
-    """Searches until the budget is met as measured; returns the setup of the last round, with its corrected costs."""
+def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Setup, SearchResult, dict[str, object]]:
+    """Searches until the budget is met as measured.
+
+    Returns the setup of the last round, with its corrected costs, what was found, and what the score is worth.
+    """
     settings = setup.settings
 
     def sampler(setup: Setup) -> BaseSampler:
@@ -197,6 +201,8 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
 
     study, leases = _open_study(directory, setup, sampler(setup))
 
+    warm_start(study, setup.problem, settings.warm_start, leases)
+    chooser = _chooser(directory, setup)
     def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
         study.sampler = sampler(setup)
         with display.bar(f"searching with {settings.strategy}") as report:
@@ -208,23 +214,32 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
                 log.info("trial %d: %s, best %s", done, reward, f"{best.reward:.4f}" if best else "none")
                 report(done, trials, f"best accuracy {best.accuracy:.4f}" if best else "")
 
-            return search(
+            found = search(
                 setup.problem,
                 study,
                 trials=trials,
-                time_limit=time_limit,
+                time_limit=time_limit and time_limit * (1 - chooser.share),
                 seed=settings.seed,
                 on_trial=on_trial,
                 executor=setup.executor,
                 leases=leases,
             )
 
+        with display.bar("checking the score by longer fine-tunes") as report:
+            return chooser.choose(setup.problem, study, found, report)
     setup, found = settle(setup, study, search_round)
     if leases:
         copy_study(study, directory / STUDY)
     if setup.bench is not None:
         setup.bench.table.save(directory / TABLE)
-    return setup, found
+    return setup, found, chooser.proxy()
+
+
+def _chooser(directory: RunDirectory, setup: Setup) -> Chooser:
+    """Who chooses the policy that the search ends with; without training examples, by the score alone."""
+    settings, evaluator = setup.settings, setup.evaluator
+    share = settings.anchor_share if evaluator.trains else 0.0
+    return Chooser(directory, evaluator.recovered, score_steps=settings.score_steps, share=share)
 
 
 def _open_study(directory: RunDirectory, setup: Setup, sampler: BaseSampler) -> tuple[optuna.Study, Leases | None]:
@@ -254,6 +269,7 @@ def _conclude(
     setup: Setup,
     found: SearchResult,
     best: Candidate,
+    proxy: Mapping[str, object],
     uniform: Candidate,
     display: Display,
 ) -> Result:
@@ -275,7 +291,7 @@ def _conclude(
             with _uniform_file(setup, winner, uniform, new / MODEL_ONNX) as files:
                 readings = measure_latency(setup, directory / DENSE_ONNX, files, report)
         policy.save(new / POLICY)
-        summary = result_of(setup, winner, uniform, readings, searched)
+        summary = result_of(setup, winner, uniform, readings, searched, proxy)
         RunDirectory(new).write_json(RESULT, summary)
     _report(directory)
     return Result(policy, winner.model, directory.path, summary)

@@ -30,7 +30,7 @@ FINETUNED = ".finetuned-"
 """Models on the way to a result, which the result makes needless."""
 SETTINGS, DENSE, DENSE_ONNX, STUDY = "settings.json", "dense.safetensors", "dense.onnx", "study.db"
 POLICY, MODEL, MODEL_ONNX = "policy.json", "model.safetensors", "model.onnx"
-RESULT, REPORT, TABLE = "result.json", "report.html", "latency-table.json"
+RESULT, REPORT, TABLE, ANCHORS = "result.json", "report.html", "latency-table.json", "anchors.json"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _TEMPORARY = re.compile(r"\..*\.tmp(-journal|-wal|-shm)?")
 

@@ -163,6 +163,13 @@ class Settings:
         None,
         "score",
         "a trial that takes longer fails, as in 90s or 10m; evaluates in a child process",
+    anchor_share: float = option(
+        0.2,
+        "score",
+        "share of the search that checks and calibrates the score by longer fine-tunes; 0 leaves it out",
+        parse=number(0, 0.9),
+        metavar="SHARE",
+    )
         parse=seconds,
         metavar="TIME",
     )

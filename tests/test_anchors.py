@@ -1,0 +1,140 @@
+"""Anchors: how many, which, what they teach, and that none is trained twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+
+from amc.finetune import Diverged
+from amc.problem import Outcome, Problem
+from search.anchors import Anchor, Chooser, Plan, calibrated, plan, policies, spread, trust
+from search.run_directory import RunDirectory
+from search.strategies import make_sampler
+from search.study import SearchResult, open_study, search
+from tests.synthetic import staged
+
+
+def searched(problem: Problem, trials: int = 40, strategy: str = "random") -> tuple[optuna.Study, SearchResult]:
+    study = open_study(None, "test", make_sampler(strategy, problem, trials=trials, seed=0))
+    return study, search(problem, study, trials=trials)
+
+
+def test_anchors_take_their_share_and_no_more() -> None:
+    assert plan(80, 30, 0.2) == Plan(5, 120)  # 20 scores' worth: 5 of 4 lengths
+    assert plan(400, 30, 0.2) == Plan(12, 240)
+    assert plan(31, 30, 0.2) == Plan(0, 0)
+    assert plan(80, 30, 0.0) == Plan(0, 0)
+    assert plan(80, 0, 0.2) == Plan(0, 0)
+    for trials in range(1, 500, 7):
+        planned = plan(trials, 30, 0.2)
+        assert planned.count * planned.steps <= 0.25 * trials * 30 + 1e-9
+
+
+def test_anchors_are_the_best_and_a_spread_of_the_rest() -> None:
+    scores = np.arange(40.0)[::-1]
+    chosen = spread(scores, 6)
+    assert chosen[:3] == [0, 1, 2]
+    assert len(set(chosen)) == 6
+    assert all(3 <= i < 35 for i in chosen[3:])
+
+
+def test_trust_is_spearmans_correlation_and_nothing_where_nothing_differs() -> None:
+    def anchors(*pairs: tuple[float, float]) -> list[Anchor]:
+        return [Anchor((i,), score, accuracy) for i, (score, accuracy) in enumerate(pairs)]
+
+    assert trust(anchors((0.1, 0.5), (0.2, 0.6), (0.3, 0.9), (0.4, 0.95))) == pytest.approx(1)
+    assert trust(anchors((0.1, 0.9), (0.2, 0.8), (0.3, 0.7), (0.4, 0.1))) == pytest.approx(-1)
+    assert trust(anchors((0.1, 0.9), (0.2, 0.8), (0.3, 0.7))) is None
+    assert trust(anchors((0.1, 0.9), (0.2, 0.9), (0.3, 0.9), (0.4, 0.9))) is None
+
+
+@pytest.mark.parametrize("worth", [0.0, 0.02])
+def test_capacity_counts_only_as_far_as_anchors_support_it(worth: float) -> None:
+    """Accuracy after the fine-tune is the score and `worth` times the log of what is kept."""
+    problem, _ = staged(2)
+    rng = np.random.default_rng(1)
+    scored = [problem.evaluate([int(rng.integers(2, g.channels + 1)) for g in problem.groups]) for _ in range(60)]
+    scores = np.array([one.accuracy for one in scored])
+    size = np.log([sum(one.widths.values()) for one in scored])
+    positions = np.array([g.layer.positions for g in problem.groups])
+    activations = np.log([np.array(problem.widths(one.widths)) @ positions for one in scored])
+    truth = scores + worth * 10 * (size - activations)
+    anchors = [Anchor(problem.widths(scored[i].widths), scores[i], truth[i]) for i in range(12)]
+
+    found = calibrated(problem, scored, scores, anchors)
+
+    def error(guess: np.ndarray) -> float:
+        return float(np.std(guess[12:] - truth[12:]))
+
+    if worth:
+        assert error(found) < 0.5 * error(scores)
+    else:
+        assert error(found) < 0.1 * np.std(scores)
+    assert calibrated(problem, scored, scores, []) is scores
+
+
+def test_the_choice_follows_the_anchors_and_trains_none_twice(tmp_path: Path) -> None:
+    problem, _ = staged(2)
+    study, found = searched(problem)
+    trained: list[dict[str, int]] = []
+
+    def train(widths: dict[str, int], steps: int) -> float:
+        assert steps == 60
+        trained.append(widths)
+        return problem.evaluate(widths).accuracy
+
+    for _ in range(2):
+        chooser = Chooser(RunDirectory(tmp_path), train, score_steps=30, share=0.2)
+        chosen = chooser.choose(problem, study, found, lambda done, total: None)
+    assert len(trained) == 5
+    assert chosen.best is not None
+    assert found.best is not None
+    assert chosen.best.accuracy > np.median([one.accuracy for one in policies(problem, study)])
+    proxy = chooser.proxy()
+    assert proxy["samples"] == 5
+    assert proxy["spearman"] == pytest.approx(1)
+    assert chosen.seconds >= found.seconds
+
+
+def test_noise_is_smoothed_out_of_the_choice(tmp_path: Path) -> None:
+    """Over many seeds, the choice is better than the luckiest score."""
+    gains = []
+    for seed in range(6):
+        noisy, _ = staged(2, noise=0.05, seed=seed)
+        true, _ = staged(2, seed=seed)
+        study, found = searched(noisy, 60, "evolution")
+        chooser = Chooser(RunDirectory(tmp_path), lambda widths, steps: 0.0, score_steps=0, share=0.0)
+        chosen = chooser.choose(noisy, study, found, lambda done, total: None)
+        assert chosen.best
+        assert found.best
+        gains.append(true.evaluate(chosen.best.widths).accuracy - true.evaluate(found.best.widths).accuracy)
+    assert np.mean(gains) > 0
+
+
+def test_an_anchor_that_diverges_is_left_out(tmp_path: Path) -> None:
+    problem, _ = staged(2)
+    study, found = searched(problem)
+
+    def train(widths: dict[str, int], steps: int) -> float:
+        if not (tmp_path / "anchors.json").exists():
+            (tmp_path / "anchors.json").write_text("{}")
+            raise Diverged("the training loss became nan")
+        return problem.evaluate(widths).accuracy
+
+    chooser = Chooser(RunDirectory(tmp_path), train, score_steps=30, share=0.2)
+    chosen = chooser.choose(problem, study, found, lambda done, total: None)
+    assert isinstance(chosen.best, Outcome)
+    assert chooser.proxy()["samples"] == 4
+
+
+def test_a_file_that_no_run_wrote_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "anchors.json").write_text('{"schema_version": 1, "anchors": [{"steps": 3}]}')
+    problem, _ = staged(2)
+    study, found = searched(problem)
+    chooser = Chooser(RunDirectory(tmp_path), lambda widths, steps: 0.5, score_steps=30, share=0.2)
+    chooser.choose(problem, study, found, lambda done, total: None)
+    assert "anchors.json is not what a run writes" in caplog.text
+    assert chooser.proxy()["spearman"] is None
