@@ -31,6 +31,8 @@ from search.compose import Setup, with_objects
 from search.display import Display
 from search.finish import Candidate, finish, measure_latency, policy_of, result_of
 from search.finished import RunResult, read_document
+from search.live import watching
+from search.numbers import metric_name
 from search.report import write_report
 from search.run_directory import (
     DENSE_ONNX,
@@ -171,9 +173,7 @@ def _announce(setup: Setup, display: Display) -> None:
     if setup.data.test is None and setup.metric is None:
         log.warning("there is no test split, so no figure of the result is on images that the search never saw")
     worth = setup.evaluator.metric(setup.loaded.model)
-    display.say(
-        f"the dense model's {'accuracy' if setup.metric is None else 'metric'} on the search split: {worth:.4f}"
-    )
+    display.say(f"the dense model's {metric_name(setup.metric)} on the search split: {worth:.4f}")
     classes = setup.data.num_classes
     if setup.metric is None and classes and worth < 1.5 / classes:
         log.warning(
@@ -205,14 +205,14 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
     chooser = _chooser(directory, setup)
     def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
         study.sampler = sampler(setup)
-        with display.bar(f"searching with {settings.strategy}") as report:
+        with watching(setup, study, display, trials, time_limit) as view:
 
             def on_trial(progress: Progress) -> None:
                 best, latest = progress.best, progress.latest
                 done = progress.trials + progress.failed
                 reward = f"reward {latest.reward:.4f}" if latest else "failed"
                 log.info("trial %d: %s, best %s", done, reward, f"{best.reward:.4f}" if best else "none")
-                report(done, trials, f"best accuracy {best.accuracy:.4f}" if best else "")
+                view.trial(progress)
 
             found = search(
                 setup.problem,
@@ -282,6 +282,7 @@ def _conclude(
         "seconds": found.seconds,
         "evaluation_seconds": found.evaluation_seconds,
         "seed": setup.settings.seed,
+        "metric": metric_name(setup.metric),
     }
     policy = policy_of(setup, winner, found.trials, versions())
     with directory.replacing() as new:

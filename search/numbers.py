@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 UNITS = {"flops": "MACs", "params": "", "size": "B", "latency": "ms"}
 NAMES = {"flops": "FLOPs", "params": "parameters", "size": "file size", "latency": "latency"}
@@ -22,6 +23,14 @@ def amount(value: float, cost: str) -> str:
         return f"{value:.4g} ms"
     scale, prefix = next(((s, p) for s, p in PREFIXES if abs(value) >= s), (1.0, ""))
     return f"{value / scale:.4g} {prefix}{' ' if prefix and unit == 'MACs' else ''}{unit}".strip()
+
+
+def metric_name(metric: Any) -> str:
+    """What a metric is called: `accuracy` where there is none of the user's own, else the name of its function."""
+    if metric is None:
+        return "accuracy"
+    name = getattr(getattr(metric, "func", metric), "__name__", type(metric).__name__)
+    return "metric" if name == "<lambda>" else str(name)
 
 
 def accuracy_text(value: float) -> str:

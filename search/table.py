@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from search.numbers import accuracy_text, amount
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from search.comparison import Comparison
 
 ROWS = (
-    ("accuracy (search split)", "accuracy", "{:.4f}"),
-    ("accuracy (test split)", "test_accuracy", "{:.4f}"),
+    ("{metric} (search split)", "accuracy", "{:.4f}"),
+    ("{metric} (test split)", "test_accuracy", "{:.4f}"),
     ("MACs", "flops", "{:,.0f}"),
     ("parameters", "params", "{:,.0f}"),
     ("file size, bytes", "size", "{:,.0f}"),
@@ -31,11 +31,15 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title="; ".join(map(_limit, summary["budget"])), title_justify="left", caption_justify="left")
     table.add_column("")
     for name in ("dense", f"best ({best['source']})", "uniform"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+    metric = summary["search"].get("metric") or "accuracy"
     for label, key, form in ROWS:
         cells = [_cell(model.get(key), dense.get(key), key, form) for model in (dense, best, uniform)]
         if any(cell != "-" for cell in cells):
-            table.add_row(label, *cells)
+            table.add_row(Text(label.format(metric=metric)), *cells)
+    bounds = [model.get("speedup_ci95") for model in (best, uniform)]
+    if any(bounds):
+        table.add_row("95 % interval", "-", *(f"{ci[0]:.2f} to {ci[1]:.2f}" if ci else "-" for ci in bounds))
     if best["source"] == "uniform":
         table.caption = "The uniform policy ended better on the search split, so it is what you get."
     return table
@@ -71,8 +75,8 @@ def comparison_table(found: Comparison) -> Table:
         best, dense = run.result.best, run.result.dense
         spent = [_without_unit(amount(found.points(cost)[name][0], cost)) for cost in costs]
         table.add_row(
-            escape(name),
-            escape(run.result.search.strategy) + (", but uniform won" if best.source == "uniform" else ""),
+            Text(name),  # names come from files: text, not markup
+            Text(run.result.search.strategy + (", but uniform won" if best.source == "uniform" else "")),
             accuracy_text(found.accuracy(best)),
             accuracy_text(found.accuracy(dense)),
             *(text + "*" * (name in found.fronts[cost]) for text, cost in zip(spent, costs, strict=True)),

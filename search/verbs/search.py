@@ -39,7 +39,7 @@ def execute(arguments: argparse.Namespace) -> Any:
 
     if settings is None:
         settings = resumed_settings(Path(arguments.out), given)
-    display = Display(quiet=arguments.quiet, json=arguments.json)
+    display = Display(quiet=arguments.quiet, json=arguments.json, verbose=arguments.verbose)
     result = run_job(settings, out=arguments.out, resume=arguments.resume, display=display)
     display.show(summary_table(result.summary))
     display.show(f"{result.path}/: policy.json, model.safetensors, model.onnx, report.html")
