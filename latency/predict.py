@@ -5,11 +5,13 @@ time is not the sum of its layers alone: layouts change between them, and kernel
 all groups at once, so a hundred are enough.
 
 A layer computes in proportion to its inputs times its outputs, each as they are or rounded up to the block of a kernel
-(4, 8 or 16 channels), and differently where a count isn't a multiple of the block and another kernel takes over. It
-also moves its inputs and outputs, more where layouts change. The same features describe every layer; what they leave
-over is taken up by coefficients of the layer's own shape, and by a table of each group's widths. A prior shrinks what
-is specific towards zero (ridge regression). Samples that disagree with all others (something else ran meanwhile) lose
-their weight (Huber, 1964), judged by their leave-one-out residual, in which an outlier can't hide.
+(4, 8 or 16 channels). Which kernel runs depends on the inputs: fewer than a block are read as they lie, multiples of 4
+from a blocked layout, and others take the slow way (ONNX Runtime's `nchwc_transformer.cc`). A layer also moves its
+inputs and outputs, more where its layout isn't the one that the next layer reads. Whether blocks are of 8 or 16
+channels is for the device to say: the size counts whose fit leaves less over. The same features describe every layer;
+what they leave over is taken up by coefficients of the layer's own shape, and by a table of each group's widths. A
+prior shrinks what is specific towards zero (ridge regression). Samples that disagree with all others (something else
+ran meanwhile) lose their weight (Huber, 1964), judged by their leave-one-out residual, in which an outlier can't hide.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from scipy.optimize import nnls
 from amc.groups import Structure
 
 BLOCKS = (4, 8, 16)
+KERNELS = (8, 16)
+"""Blocks of the kernels that vectors of 256 and 512 bits have."""
+ALIGNMENT = 4
+"""Channels that a blocked layout can hold come in multiples of this."""
 ALIGNMENTS = (2, 4, 8, 16, 32, 64)
 STEPS = 24
 """At most so many steps in a group's own table."""
@@ -91,18 +97,26 @@ class Shapes:
             group_class=_numbered(groups),
         )
 
-    def layer_features(self, widths: np.ndarray, *, rising: bool = False) -> np.ndarray:
-        """`(n, groups)` widths to `(n, features, layers)`; only those that never fall as a width grows, if `rising`."""
+    def layer_features(self, widths: np.ndarray, block: int | None) -> np.ndarray:
+        """`(n, groups)` widths to `(n, features, layers)`.
+
+        block: of the device's kernels; None leaves the features that never fall as a width grows.
+        """
         gone = self.channels - widths
         outputs, inputs = self.outputs - gone @ self.lost_outputs, self.inputs - gone @ self.lost_inputs
         out, into = outputs / self.outputs, inputs / self.inputs
-        product = out * into
-        blocked = [_up(outputs, b) * _up(inputs, b) / (_up(self.outputs, b) * _up(self.inputs, b)) for b in BLOCKS]
-        compute, move = [product, *blocked], [out, into]
-        if not rising:
-            out4, out16, in4, in16 = outputs % 4 != 0, outputs % 16 != 0, inputs % 4 != 0, inputs % 16 != 0
-            compute += [odd * product for odd in (in4, in16, out4, out16, out4 & in4, out16 & in16)]
-            move += [out4 * out, out16 * out, in4 * into, in16 * into, out4 & in4]
+        compute = [out * into, *(_rounded(outputs, self.outputs, b) * _rounded(inputs, self.inputs, b) for b in BLOCKS)]
+        move = [out, into]
+        if block is not None:
+            full, depthwise = _rounded(outputs, self.outputs, block), self.inputs == 1
+            reads = _kernels(np.where(depthwise, outputs, inputs), np.where(depthwise, 0, block))
+            plain, blocked, slow = reads
+            compute += [plain * into * full, blocked * into * full, slow * out * into]
+            compute.append(blocked * full * _rounded(inputs, self.inputs, block))
+            for one in reads:
+                move.append(one * into)
+                for then in _kernels(outputs, block):
+                    move += [one * then * 1.0, one * then * full, one * then * out]
         return np.stack([*(f * self.work for f in compute), *(f * self.traffic for f in move)], axis=1)
 
     @cached_property
@@ -138,6 +152,7 @@ class Predictor:
 
     weights: `(features, layers)`. tables: for each group, `(channels + 1,)` by width.
     spread: the standard deviation of the leave-one-out residuals, relative.
+    block: as in `Shapes.layer_features`.
     """
 
     shapes: Shapes
@@ -145,20 +160,22 @@ class Predictor:
     weights: np.ndarray
     tables: tuple[np.ndarray, ...]
     spread: float = 0.0
-
-    rising: bool = False
+    block: int | None = None
 
     def __call__(self, widths: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
         """`(n, groups)` widths to `(n,)` relative latencies."""
         rows = np.asarray(widths)
-        layers = self.shapes.layer_features(rows, rising=self.rising)
+        layers = self.shapes.layer_features(rows, self.block)
         own = sum(table[rows[:, g]] for g, table in enumerate(self.tables))
         return self.constant + np.tensordot(layers, self.weights, 2) + own
 
 
 def fit(shapes: Shapes, widths: np.ndarray, ratios: np.ndarray) -> Predictor:
     """The predictor of these samples: `(n, groups)` widths, `(n,)` latencies over the dense model's."""
-    columns = _Columns(shapes, rising=False)
+    return min((_fit(_Columns(shapes, block), widths, ratios) for block in KERNELS), key=lambda found: found.spread)
+
+
+def _fit(columns: _Columns, widths: np.ndarray, ratios: np.ndarray) -> Predictor:
     design = columns(widths) * columns.scales / ratios[:, None]  # relative errors count
     weight = np.ones(len(ratios))
     for _ in range(8):
@@ -172,7 +189,7 @@ def fit(shapes: Shapes, widths: np.ndarray, ratios: np.ndarray) -> Predictor:
 
 def fit_rising(shapes: Shapes, widths: np.ndarray, ratios: np.ndarray) -> Predictor:
     """A predictor that never falls as a width grows: rising features alone, and no coefficient below zero."""
-    columns = _Columns(shapes, rising=True)
+    columns = _Columns(shapes, None)
     design = columns(widths) * columns.scales / ratios[:, None]
     # Normal equations, whose size is the number of columns; the prior makes them positive definite.
     gram = design.T @ design + NOISE**2 * np.eye(design.shape[1])
@@ -185,20 +202,20 @@ def fit_rising(shapes: Shapes, widths: np.ndarray, ratios: np.ndarray) -> Predic
 class _Columns:
     """The columns of the regression, their priors' scales, and the way back from coefficients to a predictor."""
 
-    def __init__(self, shapes: Shapes, *, rising: bool) -> None:
-        self.shapes, self.rising = shapes, rising
-        self.count = shapes.layer_features(shapes.channels[None], rising=rising).shape[1]
+    def __init__(self, shapes: Shapes, block: int | None) -> None:
+        self.shapes, self.block = shapes, block
+        self.count = shapes.layer_features(shapes.channels[None], block).shape[1]
         self.tables: dict[int, np.ndarray] = {}
         scales = [np.array([10.0]), *(np.full(self.count, scale) for _, scale in shapes.kinds)]
         for kind, (table, scale) in shapes.group_features.items():
-            chosen = (np.diff(table, axis=0) >= 0).all(axis=0) if rising else np.ones(len(scale), dtype=bool)
+            chosen = (np.diff(table, axis=0) >= 0).all(axis=0) if block is None else np.ones(len(scale), dtype=bool)
             self.tables[kind] = table[:, chosen]
             scales.append(scale[chosen])
         self.scales = np.concatenate(scales)
 
     def __call__(self, widths: np.ndarray) -> np.ndarray:
         """`(n, groups)` widths to `(n, columns)`."""
-        layers = self.shapes.layer_features(widths, rising=self.rising)
+        layers = self.shapes.layer_features(widths, self.block)
         columns = [np.ones((len(widths), 1)), *(layers[:, :, mask].sum(axis=2) for mask, _ in self.shapes.kinds)]
         for kind, table in self.tables.items():
             columns.append(table[widths[:, self.shapes.group_class == kind]].sum(axis=1))
@@ -215,11 +232,18 @@ class _Columns:
         for kind, table in self.tables.items():
             tables[kind], rest = table @ rest[: table.shape[1]], rest[table.shape[1] :]
         own = tuple(tables[int(kind)] for kind in self.shapes.group_class)
-        return Predictor(self.shapes, constant, weights, own, spread, self.rising)
+        return Predictor(self.shapes, constant, weights, own, spread, self.block)
 
 
-def _up(count: np.ndarray, block: int) -> np.ndarray:
-    return np.ceil(count / block) * block
+def _rounded(count: np.ndarray, dense: np.ndarray, block: int) -> np.ndarray:
+    """A count over the dense one, both rounded up to blocks."""
+    return np.ceil(count / block) / np.ceil(dense / block)
+
+
+def _kernels(count: np.ndarray, block: np.ndarray | int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Masks of counts that are read as they lie, from a blocked layout, and the slow way."""
+    plain, even = count < block, count % ALIGNMENT == 0
+    return plain, ~plain & even, ~plain & ~even
 
 
 def _numbered(keys: Sequence[object]) -> np.ndarray:
