@@ -67,6 +67,18 @@ def flops(structure: Structure) -> Cost:
     return FunctionCost("flops", "MAC", macs)
 
 
+def layer_flops(structure: Structure, widths: Widths) -> dict[str, int]:
+    """Multiply-accumulates at batch 1 by layer, in forward order; their sum is the policy's `flops`.
+
+    A layer is named by its module, a weight that is no `weight` of a module by itself; what no policy changes
+    (`Structure.fixed_macs`) comes last, as `(computed weights)`.
+    """
+    names = list(structure.positions)
+    counts = _Shapes(structure, names).numel(widths) * np.array([structure.positions[name] for name in names], float)
+    found = {name.removesuffix(".weight"): round(float(count)) for name, count in zip(names, counts, strict=True)}
+    return {**found, "(computed weights)": structure.fixed_macs} if structure.fixed_macs else found
+
+
 def params(structure: Structure) -> Cost:
     """Elements of the parameters, tied ones once."""
     shapes = _Shapes(structure, [name for name, info in structure.tensors.items() if info.parameter])

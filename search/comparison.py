@@ -29,6 +29,12 @@ class Comparison:
     unseen: bool
     same_dense: bool
 
+    @property
+    def metric(self) -> str:
+        """What is compared, by its name; `metric` where the runs have different ones."""
+        names = {run.result.search.metric for run in self.runs.values()}
+        return names.pop() if len(names) == 1 else "metric"
+
     def accuracy(self, model: ModelFigures) -> float:
         """What the runs are compared by."""
         value = model.test_accuracy if self.unseen else model.accuracy
@@ -89,11 +95,11 @@ def write_comparison(found: Comparison, page: Path) -> None:
     for cost in found.fronts:
         spent_dense = spent(first.dense, cost)
         dense = (spent_dense, found.accuracy(first.dense)) if found.same_dense and spent_dense else None
-        charts.append(figures.run_front(cost, found.points(cost), dense))
+        charts.append(figures.run_front(cost, found.points(cost), dense, found.metric))
     searched = {name: run.trials for name, run in found.runs.items() if run.trials}
     rewards = {run.result.settings.get("reward", "accuracy") for run in found.runs.values()}
     if searched and len(rewards) == 1:
-        what = "accuracy" if rewards == {"accuracy"} else "reward"
+        what = found.metric if rewards == {"accuracy"} else "reward"
         charts += [figures.convergence(searched, by, what) for by in ("trial", "minute")]
     notes = [note for run in found.runs.values() for note in run.notes]
     values = {"title": f"{len(found.runs)} runs compared", "found": found, "charts": charts, "notes": notes}

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from search.finished import Anchor, TrialRecord
-from search.numbers import PREFIXES, UNITS, accuracy_text, amount, name_of
+from search.finished import Anchor, LayerFigures, TrialRecord
+from search.numbers import PREFIXES, UNITS, amount, name_of, worth_text
 
 if TYPE_CHECKING:
     from search.sensitivity import Sensitivity
@@ -96,13 +96,8 @@ def keep_ratios(channels: Mapping[str, int], best: Mapping[str, int], uniform: M
                 linewidth=1.2,
                 label="uniform",
             )
-        every = -(-len(names) // 40)
-        axes.set_xticks(range(0, len(names), every), [label(name) for name in names[::every]])
-        axes.tick_params(axis="x", rotation=90 if wide else 30, labelsize=9)
-        for tick in axes.get_xticklabels():
-            tick.set_horizontalalignment("center" if wide else "right")
+        _name_groups(axes, names, wide=wide)
         axes.set(ylim=(0, 104), ylabel="keep ratio, %", xlim=(-0.6, len(names) - 0.4))
-        axes.grid(axis="x", visible=False)
         figure.legend(handles=shown, loc="outside upper left", ncols=2)
     low, high = min(names, key=lambda n: best[n] / channels[n]), max(names, key=lambda n: best[n] / channels[n])
     alt = (
@@ -111,6 +106,48 @@ def keep_ratios(channels: Mapping[str, int], best: Mapping[str, int], uniform: M
     )
     note = "Share of its channels that each group keeps, from the model's input to its output"
     return _chart(figure, "keep-ratios", "Where the channels went", note, alt, wide=wide)
+
+
+def layer_bars(layers: Sequence[LayerFigures], what: str) -> Chart | None:
+    """FLOPs (`flops`) or time (`ms`) of every layer before and after, as pairs of bars; None where none is known."""
+    rows = [(row.name, getattr(row, f"dense_{what}"), getattr(row, f"best_{what}")) for row in layers]
+    rows = [(name, dense or 0.0, best or 0.0) for name, dense, best in rows if dense or best]
+    if not rows:
+        return None
+    most = max(max(dense, best) for _, dense, best in rows)
+    scale, prefix = next(((s, p) for s, p in PREFIXES if most >= s), (1.0, "")) if what == "flops" else (1.0, "")
+    unit = f"{prefix} MACs".strip() if what == "flops" else "ms"
+    name, wide, at = f"layer-{what}", len(rows) > FEW, range(len(rows))
+    with _figure(name, WIDE if wide else SMALL) as (figure, axes):
+        shown = [
+            axes.bar([i - 0.2 for i in at], [row[1] / scale for row in rows], color=DENSE, width=0.4, label="dense"),
+            axes.bar([i + 0.2 for i in at], [row[2] / scale for row in rows], color=BEST, width=0.4, label="best"),
+        ]
+        _name_groups(axes, [row[0] for row in rows], wide=wide)
+        axes.set(ylabel=unit, xlim=(-0.6, len(rows) - 0.4))
+        figure.legend(handles=shown, loc="outside upper left", ncols=2)
+    largest = max(rows, key=lambda row: row[1])
+    title = "FLOPs of every layer" if what == "flops" else "Time of every layer"
+    alt = (
+        f"{title}, dense and best, of {len(rows)} layers in forward order. The largest dense one is "
+        f"{label(largest[0])}: {largest[1] / scale:.4g} {unit} before, {largest[2] / scale:.4g} after."
+    )
+    note = (
+        "Multiply-accumulates at batch 1, before and after"
+        if what == "flops"
+        else "ONNX Runtime's own profile, before and after; profiling slows it down a little, and fused layers share"
+    )
+    return _chart(figure, name, title, note, alt, wide=wide)
+
+
+def _name_groups(axes: Any, names: Sequence[str], *, wide: bool) -> None:
+    """Names under bars; of many, some."""
+    every = -(-len(names) // 40)
+    axes.set_xticks(range(0, len(names), every), [label(name) for name in names[::every]])
+    axes.tick_params(axis="x", rotation=90 if wide else 30, labelsize=9)
+    for tick in axes.get_xticklabels():
+        tick.set_horizontalalignment("center" if wide else "right")
+    axes.grid(axis="x", visible=False)
 
 
 def best_so_far(trials: Sequence[TrialRecord]) -> list[float]:
@@ -123,24 +160,24 @@ def best_so_far(trials: Sequence[TrialRecord]) -> list[float]:
 
 def convergence(runs: Mapping[str, Sequence[TrialRecord]], by: str, what: str = "accuracy") -> Chart:
     """Best so far by `trial` or by `minute` of search, of one run (with its trials) or of several. what: the reward."""
-    name, scale = f"best-by-{by}", 100 if what == "accuracy" and _are_shares(runs.values()) else 1
+    name, scale = f"best-by-{by}", _scale(what, runs.values())
     with _figure(name, SMALL) as (figure, axes):
         for i, (run, trials) in enumerate(runs.items()):
-            x = [t.minutes for t in trials] if by == "minute" else list(range(1, len(trials) + 1))
+            x = [t.minutes for t in trials] if by == "minute" else [t.count for t in trials]
             if len(runs) == 1:
                 _cloud(axes, x, [scale * trial.reward for trial in trials])
             style = ("-", "--", ":", "-.")[i // len(SERIES) % 4]
             best = [scale * value for value in best_so_far(trials)]
             shown = label(run) if len(runs) > 1 else "best so far"
             axes.plot(x, best, style, color=SERIES[i % len(SERIES)], drawstyle="steps-post", linewidth=2, label=shown)
-        axes.set(xlabel="minutes of search" if by == "minute" else "trials", ylabel=_with_percent(what, scale))
+        axes.set(xlabel="minutes of search" if by == "minute" else "trials", ylabel=_with_percent(label(what), scale))
         figure.legend(loc="outside upper left", ncols=3)
     ends = "; ".join(
         f"{label(run) + ': ' if len(runs) > 1 else ''}{best_so_far(trials)[-1]:.4g} after {len(trials)} trials"
         for run, trials in runs.items()
     )
-    alt = f"Best {what} so far, by {by} of the search: {ends}."
-    note = f"Highest {what} on the search split, as scored within the search"
+    alt = f"Best {label(what)} so far, by {by} of the search: {ends}."
+    note = f"Highest {label(what)} on the search split, as scored within the search"
     return _chart(figure, name, f"Best so far by {by}", note, alt)
 
 
@@ -154,11 +191,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def trade_off(cost: str, trials: Sequence[TrialRecord], dense: float | None) -> Chart:
-    """Accuracy against one cost over all trials, with the Pareto front. dense: the dense model's cost."""
+def trade_off(cost: str, trials: Sequence[TrialRecord], dense: float | None, metric: str = "accuracy") -> Chart:
+    """Accuracy (or the metric) against one cost over all trials, with the front. dense: the dense model's cost."""
     points = [(trial.costs[cost], trial.accuracy) for trial in trials]
     front = [points[i] for i in pareto_front(points)]
-    name, scale = f"trade-off-{cost}", 100 if _are_shares([trials]) else 1
+    name, scale = f"trade-off-{cost}", _scale(metric, [trials])
     of = (lambda value: 100 * value / dense) if dense else (lambda value: value)
     with _figure(name, SMALL) as (figure, axes):
         floor = _cloud(axes, [of(x) for x, _ in points], [scale * y for _, y in points])
@@ -167,27 +204,30 @@ def trade_off(cost: str, trials: Sequence[TrialRecord], dense: float | None) -> 
         axes.set_ylim(bottom=floor)
         unit = UNITS.get(cost, "")
         shown = f"{name_of(cost)}, % of dense" if dense else f"{name_of(cost)}{', ' + unit if unit else ''}"
-        axes.set(xlabel=shown, ylabel=_with_percent("accuracy", scale))
+        axes.set(xlabel=shown, ylabel=_with_percent(label(metric), scale))
         low, high = axes.get_xlim()
         # A hard budget puts all trials at one cost; specks of difference between them should not look like much.
         if dense and high - low < 1:
             axes.set_xlim((low + high - 1) / 2, (low + high + 1) / 2)
         figure.legend(loc="outside upper left", ncols=3)
     ends = " to ".join(
-        f"{amount(spent, cost)} at {accuracy_text(accuracy)}" for spent, accuracy in (front[0], front[-1])
+        f"{amount(spent, cost)} at {worth_text(worth, metric)}" for spent, worth in (front[0], front[-1])
     )
-    alt = (
-        f"Accuracy against {name_of(cost)} of {len(points)} trials; {len(front)} are on the Pareto front, from {ends}."
-    )
-    note = "Every trial, as scored within the search"
-    return _chart(figure, name, f"Accuracy against {name_of(cost)}", note, alt)
+    title = f"{capital(metric)} against {name_of(cost)}"
+    alt = f"{title} of {len(points)} trials; {len(front)} are on the Pareto front, from {ends}."
+    return _chart(figure, name, title, "Every trial, as scored within the search", alt)
 
 
-def run_front(cost: str, points: Mapping[str, tuple[float, float]], dense: tuple[float, float] | None = None) -> Chart:
+def run_front(
+    cost: str,
+    points: Mapping[str, tuple[float, float]],
+    dense: tuple[float, float] | None = None,
+    metric: str = "accuracy",
+) -> Chart:
     """Accuracy against a cost over runs, with the Pareto front. dense: the (cost, accuracy) of what they all pruned."""
     names, values = list(points), list(points.values())
     front = [values[i] for i in pareto_front(values)]
-    scale = 100 if all(0 <= accuracy <= 1 for _, accuracy in values) else 1
+    scale = 100 if metric == "accuracy" and all(0 <= accuracy <= 1 for _, accuracy in values) else 1
     prefix_scale, prefix = next(((s, p) for s, p in PREFIXES if max(v[0] for v in values) >= s), (1.0, ""))
     with _figure(f"front-{cost}", SMALL) as (figure, axes):
         x, y = [point[0] / prefix_scale for point in front], [scale * point[1] for point in front]
@@ -201,22 +241,24 @@ def run_front(cost: str, points: Mapping[str, tuple[float, float]], dense: tuple
             axes.plot(*at, "o", color=INK, markerfacecolor="none", markersize=8, label="dense")
         unit = UNITS.get(cost, "")
         axes.set(xlabel=f"{name_of(cost)}, {prefix}{' ' if prefix and unit == 'MACs' else ''}{unit}".rstrip(", "))
-        axes.set(ylabel=_with_percent("accuracy", scale))
+        axes.set(ylabel=_with_percent(label(metric), scale))
         figure.legend(loc="outside upper left", ncols=2 if len(points) < 6 else 3, fontsize=9)
     on_it = ", ".join(label(names[i]) for i in pareto_front(values))
-    alt = f"Accuracy against {name_of(cost)} of {len(points)} runs. On the Pareto front: {on_it}."
-    return _chart(figure, f"front-{cost}", f"Accuracy against {name_of(cost)}", "A mark is the result of a run", alt)
+    title = f"{capital(metric)} against {name_of(cost)}"
+    alt = f"{title} of {len(points)} runs. On the Pareto front: {on_it}."
+    return _chart(figure, f"front-{cost}", title, "A mark is the result of a run", alt)
 
 
-def proxy_scatter(anchors: Sequence[Anchor], spearman: float | None) -> Chart:
+def proxy_scatter(anchors: Sequence[Anchor], spearman: float | None, metric: str = "accuracy") -> Chart:
     """The score within the search against the accuracy after fine-tuning, one point an anchor."""
     shares = all(0 <= a.score <= 1 and 0 <= a.accuracy <= 1 for a in anchors)
-    scale = 100 if shares else 1
+    scale = 100 if shares and metric == "accuracy" else 1
     with _figure("proxy", SMALL) as (figure, axes):
         x, y = [scale * anchor.score for anchor in anchors], [scale * anchor.accuracy for anchor in anchors]
         axes.plot(x, y, "o", color=BEST, markersize=5)
         axes.set(
-            xlabel=_with_percent("score in the search", scale), ylabel=_with_percent("accuracy, fine-tuned", scale)
+            xlabel=_with_percent("score in the search", scale),
+            ylabel=_with_percent(f"{label(metric)}, fine-tuned", scale),
         )
     rank = "" if spearman is None else f" Their ranks correlate by {spearman:.3f} (Spearman)."
     alt = f"Score in the search against accuracy after fine-tuning, of {len(anchors)} policies.{rank}"
@@ -267,6 +309,12 @@ def sensitivity_map(found: Sensitivity) -> Chart:
     return _chart(figure, "sensitivity", "How sensitive each group is", note, alt, wide=True)
 
 
+def capital(text: str) -> str:
+    """A metric's name at the start of a sentence; one with capitals of its own stays."""
+    clean = label(text)
+    return clean if any(letter.isupper() for letter in clean) else clean[:1].upper() + clean[1:]
+
+
 def label(text: str, limit: int = 26) -> str:
     """A name from a file, fit for a figure: printable, one line, its end kept where it is long."""
     clean = "".join(letter if letter.isprintable() else "·" for letter in text)
@@ -298,8 +346,10 @@ def _cloud(axes: Any, x: Sequence[float], y: Sequence[float]) -> float | None:
     return floor
 
 
-def _are_shares(runs: Any) -> bool:
-    return all(0 <= trial.accuracy <= 1 for trials in runs for trial in trials)
+def _scale(what: str, runs: Any) -> int:
+    """100 where accuracies are shown, and are shares; a metric of the user's own, or a reward, is shown as it is."""
+    shares = all(0 <= trial.accuracy <= 1 for trials in runs for trial in trials)
+    return 100 if what == "accuracy" and shares else 1
 
 
 def _with_percent(what: str, scale: int) -> str:

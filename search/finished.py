@@ -95,6 +95,16 @@ class SearchFigures(_Read):
     metric: str = "accuracy"
 
 
+class LayerFigures(_Read):
+    """A layer before and after. FLOPs are None where it has no weights, times where they were not measured."""
+
+    name: str
+    dense_flops: Number | None = None
+    best_flops: Number | None = None
+    dense_ms: Number | None = None
+    best_ms: Number | None = None
+
+
 class RunResult(_Read):
     """`result.json`."""
 
@@ -106,6 +116,7 @@ class RunResult(_Read):
     uniform: ModelFigures
     proxy: Proxy = Proxy()
     search: SearchFigures
+    layers: list[LayerFigures] = []
 
 
 class FrozenInfo(_Read):
@@ -149,10 +160,12 @@ class SettingsFile(_Read):
 class TrialRecord:
     """A scored policy of the study.
 
+    number: in the study, from 0. count: which trial of the search it was, from 1; repeats don't count, failed ones do.
     minutes: of search when it ended; stretches in which no trial ran (a stopped run) don't count.
     """
 
     number: int
+    count: int
     accuracy: float
     reward: float
     costs: Mapping[str, float]
@@ -284,13 +297,14 @@ def _trials_of(path: Path) -> tuple[TrialRecord, ...]:
         storage.engine.dispose()
     ended = [trial for trial in trials if trial.datetime_start and trial.datetime_complete]
     minutes = busy_minutes([(trial.datetime_start, trial.datetime_complete) for trial in ended])  # type: ignore[misc]
-    found = []
+    found, count = [], 0
     for trial, at in zip(ended, minutes, strict=True):
+        count += trial.state in (TrialState.COMPLETE, TrialState.FAIL) and "repeat" not in trial.user_attrs
         stored = {name: value for name, value in trial.user_attrs.items() if _is_number(value)}
         if trial.state == TrialState.COMPLETE and "repeat" not in trial.user_attrs and set(stored) >= NOT_COSTS:
             costs = {name: float(value) for name, value in stored.items() if name not in NOT_COSTS}
             figures = (float(stored["accuracy"]), float(stored["reward"]), costs, float(stored["seconds"]), at)
-            found.append(TrialRecord(trial.number, *figures))
+            found.append(TrialRecord(trial.number, count, *figures))
     return tuple(found)
 
 

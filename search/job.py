@@ -31,6 +31,7 @@ from search.compose import Setup, with_objects
 from search.display import Display
 from search.finish import Candidate, finish, measure_latency, policy_of, result_of
 from search.finished import RunResult, read_document
+from search.layers import layer_figures
 from search.live import watching
 from search.numbers import metric_name
 from search.report import write_report
@@ -291,8 +292,10 @@ def _conclude(
             export_onnx(winner.model, setup.loaded.inputs, new / MODEL_ONNX)
             with _uniform_file(setup, winner, uniform, new / MODEL_ONNX) as files:
                 readings = measure_latency(setup, directory / DENSE_ONNX, files, report)
+            profiled = {"dense": directory / DENSE_ONNX, "best": new / MODEL_ONNX}
+            layers = layer_figures(setup, winner.widths, profiled)
         policy.save(new / POLICY)
-        summary = result_of(setup, winner, uniform, readings, searched, proxy)
+        summary = {**result_of(setup, winner, uniform, readings, searched, proxy), "layers": layers}
         RunDirectory(new).write_json(RESULT, summary)
     _report(directory)
     return Result(policy, winner.model, directory.path, summary)

@@ -133,7 +133,7 @@ class SearchView:
 
     def _line(self) -> str:
         of = f"/{self.trials}" if self.trials else ""
-        best = f", best {self._outcome(self.top[0][1])}" if self.top else ""
+        best = f", best {self.metric} {self.top[0][1].accuracy:.4f}" if self.top else ""
         return f"{self._what()}: {self.done}{of}{best}; {self._timing()}"
 
     def __rich__(self) -> RenderableType:

@@ -38,9 +38,14 @@ def accuracy_text(value: float) -> str:
     return f"{100 * value:.2f} %" if 0 <= value <= 1 else f"{value:.4g}"
 
 
-def difference_text(value: float, other: float) -> str:
-    """How much `value` is above `other`: `+0.42 points`, of a metric beyond [0, 1] the plain difference."""
-    shares = 0 <= value <= 1 and 0 <= other <= 1
+def worth_text(value: float, metric: str) -> str:
+    """An accuracy in percent; a metric of the user's own as it is, since only they know what it is a share of."""
+    return accuracy_text(value) if metric == "accuracy" else f"{value:.4g}"
+
+
+def difference_text(value: float, other: float, metric: str = "accuracy") -> str:
+    """How much `value` is above `other`: `+0.42 points`, of another metric or beyond [0, 1] the plain difference."""
+    shares = metric == "accuracy" and 0 <= value <= 1 and 0 <= other <= 1
     text = f"{100 * (value - other):+.2f} points" if shares else f"{value - other:+.4g}"
     return text.replace("-", "−", 1) if value < other else text
 

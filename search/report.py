@@ -20,12 +20,12 @@ from search.finished import FinishedRun, ModelFigures, RunResult, TrialRecord, r
 from search.numbers import (
     NAMES,
     UNITS,
-    accuracy_text,
     amount,
     difference_text,
     duration,
     name_of,
     wilson,
+    worth_text,
 )
 from search.settings import Settings
 
@@ -59,7 +59,7 @@ def write_page(path: Path, template: str, values: Mapping[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(accuracy=accuracy_text, amount=amount, cost_name=name_of, duration=duration)
+    environment.filters.update(worth=worth_text, amount=amount, cost_name=name_of, duration=duration)
     page = environment.get_template(template).render(**values)
     write_atomic(path, page.encode("utf-8", "replace"))
 
@@ -71,17 +71,19 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
     result, trials = run.result, run.trials
     resolved = run.settings.resolved
     widths = [(name, count) for name, count in run.channels.items() if name in result.best.widths]
-    what = "accuracy" if result.settings.get("reward", "accuracy") == "accuracy" else "reward"
-    charts: dict[str, list[figures.Chart]] = {"channels": [], "search": [], "costs": [], "trust": []}
+    metric = result.search.metric
+    what = metric if result.settings.get("reward", "accuracy") == "accuracy" else "reward"
+    charts: dict[str, list[figures.Chart]] = {"channels": [], "layers": [], "search": [], "costs": [], "trust": []}
+    charts["layers"] = [chart for kind in ("flops", "ms") if (chart := figures.layer_bars(result.layers, kind))]
     if widths:
         charts["channels"] = [figures.keep_ratios(dict(widths), result.best.widths, result.uniform.widths)]
     if trials:
         charts["search"] = [figures.convergence({run.name: trials}, by, what) for by in ("trial", "minute")]
         charts["costs"] = [
-            figures.trade_off(cost, trials, dense_cost(result, cost)) for cost in trial_costs(result, trials)
+            figures.trade_off(cost, trials, dense_cost(result, cost), metric) for cost in trial_costs(result, trials)
         ]
     if len(result.proxy.anchors) > 1:
-        charts["trust"].append(figures.proxy_scatter(result.proxy.anchors, result.proxy.spearman))
+        charts["trust"].append(figures.proxy_scatter(result.proxy.anchors, result.proxy.spearman, metric))
     predicted = predictions(result)
     if predicted:
         charts["trust"].append(figures.latency_scatter(predicted))
@@ -91,6 +93,9 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
         "title": f"{result.settings.get('model', 'model')} on {result.settings.get('data', 'data')}",
         "run": run,
         "result": result,
+        "metric": metric,
+        "what": what,
+        "timed": any(layer.dense_ms is not None for layer in result.layers),
         "verdict": verdict(run),
         "met": all(line.met for line in result.budget),
         "columns": columns(result),
@@ -125,9 +130,11 @@ def verdict(run: FinishedRun) -> str:
     assert now is not None
     assert before is not None
     where = "the unseen split" if unseen else "the search split"
+    metric = result.search.metric
+    worth = worth_text(now, metric) if metric == "accuracy" else f"{metric} {worth_text(now, metric)}"
     sentence = (
-        f"{_listed(parts) or 'A slim model'}, at {accuracy_text(now)} on {where}: "
-        f"{difference_text(now, before)} against the dense model"
+        f"{_listed(parts) or 'A slim model'}, at {worth} on {where}: "
+        f"{difference_text(now, before, metric)} against the dense model"
     )
     ours, theirs = interval(run, best), interval(run, dense)
     if ours and theirs and ours[0] <= theirs[1] and theirs[0] <= ours[1]:
@@ -144,14 +151,15 @@ def against_uniform(result: RunResult) -> str:
     """How the search did against keeping the same share everywhere."""
     if result.best.source == "uniform":
         return "the uniform policy ended better than the searched one, so it is what you get"
-    difference = difference_text(result.best.accuracy, result.uniform.accuracy)
+    difference = difference_text(result.best.accuracy, result.uniform.accuracy, result.search.metric)
     return f"on the search split, {difference} against the uniform policy at the same budget"
 
 
 def interval(run: FinishedRun, model: ModelFigures) -> tuple[float, float] | None:
     """The 95 % interval of an accuracy on the unseen split, where the number of examples is known."""
     examples, value = run.settings.resolved.test_examples, model.test_accuracy
-    return wilson(value, examples) if examples and value is not None and 0 <= value <= 1 else None
+    counted = run.result.search.metric == "accuracy" and value is not None and 0 <= value <= 1
+    return wilson(value, examples) if examples and counted and value is not None else None
 
 
 def columns(result: RunResult) -> list[tuple[str, str, ModelFigures]]:
@@ -173,10 +181,11 @@ class Cell:
 def rows(run: FinishedRun) -> list[tuple[str, list[Cell]]]:
     """The lines of the table; a line of which nothing was measured is left out."""
     examples = run.settings.resolved.test_examples
-    unseen = f"accuracy, unseen split{f' ({examples:,} examples)' if examples else ''}"
+    metric = run.result.search.metric
+    unseen = f"{metric}, unseen split{f' ({examples:,} examples)' if examples else ''}"
     found = [
         (unseen, [_accuracy(run, key, model, "test_accuracy") for key, _, model in columns(run.result)]),
-        ("accuracy, search split", [_accuracy(run, key, model, "accuracy") for key, _, model in columns(run.result)]),
+        (f"{metric}, search split", [_accuracy(run, key, model, "accuracy") for key, _, model in columns(run.result)]),
     ]
     for cost in NAMES:
         field = "latency_ms" if cost == "latency" else cost
@@ -190,7 +199,8 @@ def _accuracy(run: FinishedRun, key: str, model: ModelFigures, field: str) -> Ce
     value = getattr(model, field)
     bounds = interval(run, model) if field == "test_accuracy" else None
     more = f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}" if bounds else ""
-    return Cell(f"{key}.{field}", value, "–" if value is None else accuracy_text(value), more)
+    metric = run.result.search.metric
+    return Cell(f"{key}.{field}", value, "–" if value is None else worth_text(value, metric), more)
 
 
 def _cost(result: RunResult, key: str, model: ModelFigures, field: str, cost: str) -> Cell:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from search.numbers import accuracy_text, amount
+from search.numbers import amount, worth_text
 
 if TYPE_CHECKING:
     from search.comparison import Comparison
@@ -65,11 +65,11 @@ def comparison_table(found: Comparison) -> Table:
     split = "unseen split" if found.unseen else "search split"
     headings = {"flops": "FLOPs", "params": "params", "latency": "latency, ms"}
     costs = [cost for cost in headings if cost in found.fronts]
-    title = f"Accuracy on the {split}; * is on the Pareto front of that cost"
+    title = f"{found.metric} on the {split}; * is on the Pareto front of that cost"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("run", overflow="fold", max_width=24)
     table.add_column("strategy", overflow="fold", max_width=12)
-    for name in ("accuracy", "dense", *(headings[cost] for cost in costs), "speed-up"):
+    for name in (found.metric, "dense", *(headings[cost] for cost in costs), "speed-up"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, run in found.runs.items():
         best, dense = run.result.best, run.result.dense
@@ -77,8 +77,8 @@ def comparison_table(found: Comparison) -> Table:
         table.add_row(
             Text(name),  # names come from files: text, not markup
             Text(run.result.search.strategy + (", but uniform won" if best.source == "uniform" else "")),
-            accuracy_text(found.accuracy(best)),
-            accuracy_text(found.accuracy(dense)),
+            worth_text(found.accuracy(best), found.metric),
+            worth_text(found.accuracy(dense), found.metric),
             *(text + "*" * (name in found.fronts[cost]) for text, cost in zip(spent, costs, strict=True)),
             "-" if best.speedup is None else f"{best.speedup:.2f}x",
         )

@@ -87,7 +87,8 @@ def test_an_error_as_json_is_one_object(capsys):
 
 
 def test_the_result_has_the_contracts_shape(run, result):
-    assert set(result) == {"schema_version", "settings", "budget", "dense", "best", "uniform", "proxy", "search"}
+    parts = {"schema_version", "settings", "budget", "dense", "best", "uniform", "proxy", "search", "layers"}
+    assert set(result) == parts
     figures = {"source", "accuracy", "test_accuracy", "flops", "params", "size", "latency_ms", "latency_predicted_ms"}
     for name in ("best", "uniform"):
         assert set(result[name]) == figures | {"speedup", "speedup_ci95", "widths"}
@@ -112,6 +113,15 @@ def test_costs_equal_a_recount_of_the_slim_model(run, result):
     assert sum(p.numel() for p in slim.parameters()) == result["best"]["params"]
     assert (run / "model.safetensors").stat().st_size == result["best"]["size"]
     assert (run / "dense.safetensors").stat().st_size == result["dense"]["size"]
+
+
+def test_the_layers_add_up_to_the_model(result):
+    for model in ("dense", "best"):
+        assert sum(layer[f"{model}_flops"] or 0 for layer in result["layers"]) == result[model]["flops"]
+    layers = {layer["name"]: layer for layer in result["layers"]}
+    weights = [f"{group}.{part}" for group in ("layer1.0", "layer2.0") for part in ("conv1", "conv2")]
+    assert {"conv1", *weights} <= set(layers)
+    assert all(layers[name]["dense_ms"] > 0 and layers[name]["best_ms"] > 0 for name in weights)
 
 
 def hooked_macs(model: torch.nn.Module) -> int:

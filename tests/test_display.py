@@ -139,10 +139,7 @@ def test_a_pipe_gets_plain_lines_that_fit_and_the_result_alone_on_standard_outpu
     assert "\x1b" not in plain
     assert "\r" not in plain
     lines = [line for line in printed.err.splitlines() if line.startswith("searching with random: ")]
-    assert re.fullmatch(
-        r"searching with random: 7/7, best accuracy 0\.\d{4} \(flops 0\.\d{3} of dense, params 0\.\d{3} of dense\); .*",
-        lines[-1],
-    )
+    assert re.fullmatch(r"searching with random: 7/7, best accuracy 0\.\d{4}; .*", lines[-1])
     assert any("trial 3: quick fine-tune, step" in line for line in lines)
     assert "fine-tuning the best policy: " in printed.err
     out = re.sub(r"\x1b\[[\d;]*m", "", printed.out).splitlines()

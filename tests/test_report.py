@@ -74,6 +74,17 @@ def write_run(path: Path) -> Path:
             **figures,
             "widths": uniform,
         },
+        "layers": [
+            {"name": "layer00", "dense_flops": 600000, "best_flops": 200000, "dense_ms": 0.5, "best_ms": 0.25},
+            {
+                "name": "layer01",
+                "dense_flops": 400000,
+                "best_flops": spent - 200000,
+                "dense_ms": 0.25,
+                "best_ms": 0.125,
+            },
+            {"name": "[ReorderOutput]", "dense_flops": None, "best_flops": None, "dense_ms": 0.05, "best_ms": 0.05},
+        ],
         "proxy": {"spearman": None, "samples": 0},
         "search": {
             "strategy": "random",
@@ -138,6 +149,8 @@ class Page(HTMLParser):
         self.tags.append((tag, attributes))
         if tag == "tr":
             self._row = attributes.get("data-trial", attributes.get("data-run"))
+            if "data-layer" in attributes:
+                self._row = f"layer{attributes['data-layer']}"
         if tag == "data":
             self._open = (self._row, attributes["data-key"], attributes["value"])
 
@@ -168,12 +181,19 @@ def test_every_number_of_the_page_is_that_of_result_json_or_study_db(finished):
     trials = {str(trial.number): trial for trial in study.trials}
     shown = set()
     for row, key, value, text in page.numbers:
-        known = at(result, key) if row is None else trials[row].user_attrs[key]
+        if row is None:
+            known = at(result, key)
+        elif row.startswith("layer"):
+            known = result["layers"][int(row.removeprefix("layer"))][key]
+        else:
+            known = trials[row].user_attrs[key]
         assert float(value) == known, (row, key)
         shown.add((row, key))
         field = key.rpartition(".")[2]
         if "accuracy" in field:
             assert text == accuracy_text(known)
+        elif field in ("dense_flops", "best_flops", "dense_ms", "best_ms"):
+            assert text == amount(known, "flops" if "flops" in field else "latency")
         elif field in ("flops", "params", "size", "latency_ms"):
             assert text == amount(known, field.removesuffix("_ms"))
         elif field in ("seconds", "evaluation_seconds"):
@@ -185,12 +205,16 @@ def test_every_number_of_the_page_is_that_of_result_json_or_study_db(finished):
             assert (None, f"{model}.{field}") in shown
     assert {(None, "best.speedup"), (None, "budget.0.achieved"), (None, "budget.0.limit")} <= shown
     best = sorted(study.trials, key=lambda t: (-t.value, t.number))[:10]
-    assert [row for row, key, *_ in page.numbers if key == "reward"] == [str(trial.number) for trial in best]
+    ranked = [row for row, key, *_ in page.numbers if key == "accuracy" and row in trials]
+    assert ranked == [str(trial.number) for trial in best]
+    layers = {(f"layer{i}", field) for i in range(2) for field in ("dense_flops", "best_flops", "dense_ms", "best_ms")}
+    assert layers <= shown
 
 
 def test_the_figures_show_every_trial_and_every_group(finished):
     page = Page(finished / "report.html")
-    assert page.figures() == ["keep-ratios", "best-by-trial", "best-by-minute", "trade-off-flops"]
+    layers, rest = ["layer-flops", "layer-ms"], ["best-by-trial", "best-by-minute", "trade-off-flops"]
+    assert page.figures() == ["keep-ratios", *layers, *rest]
     images = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert all(image["role"] == "img" and len(image["aria-label"]) > 40 for image in images)
     for name in ("best-by-trial", "best-by-minute", "trade-off-flops"):
@@ -199,7 +223,36 @@ def test_the_figures_show_every_trial_and_every_group(finished):
         legend = figure.count("a trial")
         assert len(cloud) == TRIALS + legend, name
     for i in range(GROUPS):
-        assert page.text.count(f"layer{i:02d}") == 2  # in the figure, and in the table of widths
+        # In the figure and in the table of widths; two are layers too, in both figures, one alternative text, a table.
+        assert page.text.count(f"layer{i:02d}") == (5 if i < 2 else 2)
+
+
+def test_a_metric_of_ones_own_goes_by_its_name(run):
+    change(run, "result.json", lambda r: r["search"].update(metric="iou"))
+    write_report(run)
+    page = Page(run / "report.html")
+    assert "50.0 % of the FLOPs and 1.85 times the speed, at iou 0.95 on the unseen split: −0.025 against" in page.text
+    assert {(None, "best.accuracy", "0.96", "0.96"), (None, "dense.test_accuracy", "0.975", "0.975")} <= set(
+        page.numbers
+    )
+    for text in ("iou, search split", "iou, unseen split", "Iou against FLOPs", "Highest iou on the search split"):
+        assert text in page.text
+    assert "accuracy, search" not in page.text
+    assert "to 96" not in page.text  # an interval of a share
+
+
+def test_trials_are_counted_from_one_without_repeats(run):
+    trials = read_trials(run / "study.db")
+    assert [trial.count for trial in trials] == list(range(1, TRIALS + 1))
+    best = max(trials, key=lambda trial: (trial.reward, -trial.number))
+    row = re.search(r'<tr data-trial="(\d+)"><td>(\d+)</td>', (run / "report.html").read_text())
+    assert row.groups() == (str(best.number), str(best.count))
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{run / 'study.db'}")
+    study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={**study.trials[0].user_attrs, "repeat": True}))
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    study.add_trial(optuna.trial.create_trial(value=0.9, user_attrs=study.trials[0].user_attrs))
+    study._storage.remove_session()
+    assert [trial.count for trial in read_trials(run / "study.db")][-2:] == [TRIALS, TRIALS + 2]
 
 
 def test_an_accuracy_has_the_interval_of_its_examples_and_none_where_these_are_unknown(finished, run):
