@@ -1,10 +1,12 @@
 """Latency tables against measurement, and sliced ONNX files against exported ones.
 
-    python benchmarks/latency_table.py --models resnet56 mobilenet_v2 plain20 --policies 100
+    python benchmarks/latency_table.py --models resnet56 mobilenet_v2 plain20 --policies 100 --out FOLDER
 
 For each model: builds a table, measures random policies that it never saw, and prints how far its predictions are
 (target: within 10 % for 99 % of them, mean 3 %, Spearman 0.97), how long the table took, how far the monotone cost is
 from measurement on widened policies, how long slicing takes and how far a sliced file's outputs are from an export's.
+The policies are measured in several passes, and some of them once more at the end: what these differ by is the noise
+that no prediction can be under. `--out` keeps every policy, predicted and measured.
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ from amc.slim import slim
 from latency import LatencyCost, build_table, open_device, open_session, random_feeds
 from latency.slicing import first_kept, sliced
 from latency.table import Conditions, _Builder, draw, table_error
+
+
+REFERENCE, PASSES = 0.9, 3
+"""Seconds for each policy that predictions are compared with, and in how many passes."""
+REPEATED = 16
 
 
 def check(name: str, policies: int, limit: float, seed: int) -> dict[str, object]:
@@ -55,20 +62,31 @@ def check(name: str, policies: int, limit: float, seed: int) -> dict[str, object
     table = build_table(structure, files, dense, device, model=name, seed=seed, limit=limit, progress=say)
     seconds = time.perf_counter() - start
     builder = _Builder(device, files, dense, Conditions(), seed)
-    held = builder.measure([draw(structure, rng) for _ in range(policies)], 0.6)
+    predictor = table.predictor(structure)
+    held = builder.measure([draw(structure, rng) for _ in range(policies)], REFERENCE, PASSES)
+    again = builder.measure([sample.widths for sample in held[:REPEATED]], REFERENCE, PASSES)
+    first = {tuple(sample.widths): sample.ratio for sample in held}
+    noise = [np.log(sample.ratio / first[tuple(sample.widths)]) / 2**0.5 for sample in again]
     cost = LatencyCost.of(table, structure)
     wide = [cost.widen(draw(structure, rng)) for _ in range(max(policies // 4, 3))]
-    measured = builder.measure(wide, 0.6)
+    measured = builder.measure(wide, REFERENCE, PASSES)
     off = [abs(cost.ratio(sample.widths) / sample.ratio - 1) for sample in measured]
     return {
         "model": name,
         "groups": len(structure.groups),
         "table_seconds": round(seconds, 1),
         "table_policies": len(table.samples),
-        "raw": table_error(table.predictor(structure), held).model_dump(),
+        "raw": table_error(predictor, held).model_dump(),
+        "noise": round(float(np.std(noise)), 4),
+        "kernel_block": predictor.block,
         "widened_mean_error": round(float(np.mean(off)), 4),
         "slicing_ms": round(slicing_ms, 2),
         "sliced_differs_from_exported": differs,
+        "device": table.device.model_dump(),
+        "policies": [
+            {"widths": sample.widths, "measured": sample.ratio, "predicted": round(float(ratio), 5)}
+            for sample, ratio in zip(held, predictor([sample.widths for sample in held]), strict=True)
+        ],
     }
 
 
@@ -95,9 +113,13 @@ def main() -> None:
     parser.add_argument("--policies", type=int, default=100)
     parser.add_argument("--limit", type=float, default=90.0, help="seconds for a table's random policies")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", help="folder for one JSON file a model")
     arguments = parser.parse_args()
     for name in arguments.models:
-        print("\r" + json.dumps(check(name, arguments.policies, arguments.limit, arguments.seed)), flush=True)
+        found = check(name, arguments.policies, arguments.limit, arguments.seed)
+        if arguments.out:
+            Path(arguments.out, f"latency-table-{name}.json").write_text(json.dumps(found) + "\n")
+        print("\r" + json.dumps({key: value for key, value in found.items() if key != "policies"}), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ the fit never saw. It is plain JSON: built on the device, copied, and used elsew
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,10 +28,14 @@ from latency.predict import Predictor, Shapes, fit
 
 BATCH = 8
 """Policies sent to the device at a time."""
-ENOUGH = 0.02
+ENOUGH = 0.015
 """Leave-one-out error at which more samples are not worth their time."""
+CHECK = 64
+"""A fit after so many samples finds out; it takes as long as a few of them."""
 SLOWED = 1.15
-"""A sample during which the dense model took so many times its best is taken again."""
+"""A sample during which the dense model took so many times its best of late is taken again."""
+LATELY = 12
+"""Batches that count as of late: a machine that stays busy is measured as it is, not waited for."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=500)]
@@ -186,30 +190,30 @@ class _Builder:
         self, device: Device, files: Callable[[Sequence[int]], bytes], dense: bytes, conditions: Conditions, seed: int
     ) -> None:
         self.device, self.files, self.dense, self.conditions, self.seed = device, files, dense, conditions, seed
-        self.best_ms = math.inf
+        self.lately: deque[float] = deque(maxlen=LATELY)
         self.dense_ms: list[float] = []
 
-    def measure(self, policies: Sequence[Sequence[int]], seconds: float) -> list[Sample]:
+    def measure(self, policies: Sequence[Sequence[int]], seconds: float, passes: int = 1) -> list[Sample]:
         """Samples of these policies, but for those that were disturbed three times."""
         found, queue = [], [(list(policy), 0) for policy in policies]
         while queue:
             batch, queue = queue[:BATCH], queue[BATCH:]
-            readings = self._readings([widths for widths, _ in batch], seconds)
+            readings = self._readings([widths for widths, _ in batch], seconds, passes)
             bases = [reading.baseline_ms for reading in readings]
-            self.best_ms = min(self.best_ms, float(np.median(bases)))
+            self.lately.append(float(np.median(bases)))
             for (widths, tries), reading, base in zip(batch, readings, bases, strict=True):
-                if base <= SLOWED * self.best_ms:
+                if base <= SLOWED * min(self.lately):
                     found.append(Sample(widths=widths, ratio=round(reading.ratio, 5)))
                     self.dense_ms.append(base)
                 elif tries < 2:
                     queue.append((widths, tries + 1))
         return found
 
-    def _readings(self, policies: Sequence[Sequence[int]], seconds: float) -> list[Reading]:
+    def _readings(self, policies: Sequence[Sequence[int]], seconds: float, passes: int) -> list[Reading]:
         models = {"dense": self.dense, **{str(i): self.files(widths) for i, widths in enumerate(policies)}}
         options = self.conditions.model_dump()
         found = self.device.measure(
-            models, seconds=seconds, tightness=0.006, passes=1, tries=1, seed=self.seed, **options
+            models, seconds=seconds, tightness=0.006, passes=passes, tries=1, seed=self.seed, **options
         )
         return [found[str(i)] for i in range(len(policies))]
 
@@ -248,7 +252,7 @@ def build_table(
     taken = list(table.samples) if table else []
     if table:
         builder.dense_ms = [table.dense_ms]
-    total, start = samples + held_out, time.monotonic()
+    total, start, checked = samples + held_out, time.monotonic(), 0
     rng = np.random.default_rng([seed, len(taken)])
 
     def current(held: list[Sample], error: TableError | None) -> LatencyTable:
@@ -274,8 +278,10 @@ def build_table(
             current([], None).save(path)
         if progress:
             progress(len(taken), total, "policies measured")
-        if len(taken) >= 80 and current([], None).predictor(structure).spread < ENOUGH:
-            break
+        if len(taken) >= 80 and len(taken) // CHECK > checked:
+            checked = len(taken) // CHECK
+            if current([], None).predictor(structure).spread < ENOUGH:
+                break
     rng = np.random.default_rng([seed, 2**31])
     held = builder.measure([draw(structure, rng) for _ in range(held_out)], 3 * seconds)
     error = table_error(current([], None).predictor(structure), held) if len(held) > 2 else None
