@@ -28,7 +28,6 @@ from latency import LatencyCost, build_table, open_device, open_session, random_
 from latency.slicing import first_kept, sliced
 from latency.table import Conditions, _Builder, draw, table_error
 
-
 REFERENCE, PASSES = 0.9, 3
 """Seconds for each policy that predictions are compared with, and in how many passes."""
 REPEATED = 16
