@@ -10,7 +10,7 @@ import logging
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ from search.start import prepare, resumed_settings, versions
 from search.storage import Leases, copy_study, open_shared, open_storage
 from search.strategies import make_sampler
 from search.study import Progress, SearchResult, open_study, search
+from search.tensorboard import FOLDER as SCALARS
+from search.tensorboard import Scalars, check_installed
 
 log = logging.getLogger("amc")
 
@@ -127,6 +129,8 @@ def run_job(
     display: Display,
 ) -> Result:
     """The main job on settings that are already read; `model` and `data` are objects in place of what they name."""
+    if settings.tensorboard:
+        check_installed()
     path = Path(out) if out is not None else default_path(settings.model)
     check_resumable(path) if resume else check_free(path)
     if resume and (path / REPORT).exists() and _asks_no_more(path, settings):
@@ -206,7 +210,8 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
     chooser = _chooser(directory, setup)
     def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
         study.sampler = sampler(setup)
-        with watching(setup, study, display, trials, time_limit) as view:
+        ends = time_limit and time_limit * (1 - chooser.share)
+        with watching(setup, study, display, trials, ends) as view:
 
             def on_trial(progress: Progress) -> None:
                 best, latest = progress.best, progress.latest
@@ -214,12 +219,14 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
                 reward = f"reward {latest.reward:.4f}" if latest else "failed"
                 log.info("trial %d: %s, best %s", done, reward, f"{best.reward:.4f}" if best else "none")
                 view.trial(progress)
+                if scalars:
+                    scalars.catch_up(study)
 
             found = search(
                 setup.problem,
                 study,
                 trials=trials,
-                time_limit=time_limit and time_limit * (1 - chooser.share),
+                time_limit=ends,
                 seed=settings.seed,
                 on_trial=on_trial,
                 executor=setup.executor,
@@ -228,7 +235,10 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
 
         with display.bar("checking the score by longer fine-tunes") as report:
             return chooser.choose(setup.problem, study, found, report)
-    setup, found = settle(setup, study, search_round)
+    with Scalars(directory / SCALARS, setup.problem) if settings.tensorboard else nullcontext() as scalars:
+        if scalars:
+            scalars.catch_up(study)
+        setup, found = settle(setup, study, search_round)
     if leases:
         copy_study(study, directory / STUDY)
     if setup.bench is not None:

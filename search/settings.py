@@ -136,6 +136,9 @@ class Settings:
     study: str = option("search", "search", "name of the study in --storage", metavar="NAME")
     reward: str = option("accuracy", "search", "what is maximized", choices=REWARDS, metavar="NAME")
     seed: int = option(0, "search", "seeds everything", parse=whole(0), metavar="N")
+    tensorboard: bool = option(
+        False, "search", "also write scalars for TensorBoard, to DIR/tensorboard", parse=truth, flag=True, resume=True
+    )
     importance: str = option("l1", "groups", "how channels are ranked", choices=CRITERIA, metavar="NAME")
     exclude: tuple[str, ...] = option(
         (), "groups", "leave groups out whose name or a member matches", metavar="PATTERN", repeat=True

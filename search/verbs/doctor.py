@@ -29,6 +29,7 @@ OPTIONAL: dict[str, tuple[str, str]] = {
     "asyncssh": ("--device ssh://USER@HOST:PORT", f"'{DISTRIBUTION}[ssh]'"),
     "psycopg": ("--storage postgresql://…", "'psycopg[binary]'"),
     "optuna-dashboard": ("a look at a run's study.db in the browser", "optuna-dashboard"),
+    "tensorboard": ("--tensorboard: a run's scalars, live", f"'{DISTRIBUTION}[tensorboard]'"),
     "shtab": ("amc completion", f"'{DISTRIBUTION}[completion]'"),
     "mkdocs-material": ("building these docs", f"'{DISTRIBUTION}[docs]'"),
 }
