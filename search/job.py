@@ -58,6 +58,7 @@ from search.strategies import make_sampler
 from search.study import Progress, SearchResult, open_study, search
 from search.tensorboard import FOLDER as SCALARS
 from search.tensorboard import Scalars, check_installed
+from search.warm import warm_start
 
 log = logging.getLogger("amc")
 

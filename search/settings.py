@@ -134,6 +134,13 @@ class Settings:
         metavar="URL",
     )
     study: str = option("search", "search", "name of the study in --storage", metavar="NAME")
+    warm_start: tuple[str, ...] = option(
+        (),
+        "search",
+        "a run directory or policy file whose policies are scored first, projected onto the budget; repeatable",
+        metavar="RUN_OR_POLICY",
+        repeat=True,
+    )
     reward: str = option("accuracy", "search", "what is maximized", choices=REWARDS, metavar="NAME")
     seed: int = option(0, "search", "seeds everything", parse=whole(0), metavar="N")
     tensorboard: bool = option(
@@ -159,13 +166,6 @@ class Settings:
     calibration_images: int = option(
         512, "score", "training images that recalibrate batch norm and rank channels", parse=whole(0), metavar="N"
     )
-    isolate: bool = option(
-        False, "score", "evaluate in a child process, so that a crash costs one trial", parse=truth, flag=True
-    )
-    trial_timeout: float | None = option(
-        None,
-        "score",
-        "a trial that takes longer fails, as in 90s or 10m; evaluates in a child process",
     anchor_share: float = option(
         0.2,
         "score",
@@ -173,6 +173,20 @@ class Settings:
         parse=number(0, 0.9),
         metavar="SHARE",
     )
+    reconstruct: bool = option(
+        False,
+        "score",
+        "refit the layers that read pruned channels by least squares before any fine-tune",
+        parse=truth,
+        flag=True,
+    )
+    isolate: bool = option(
+        False, "score", "evaluate in a child process, so that a crash costs one trial", parse=truth, flag=True
+    )
+    trial_timeout: float | None = option(
+        None,
+        "score",
+        "a trial that takes longer fails, as in 90s or 10m; evaluates in a child process",
         parse=seconds,
         metavar="TIME",
     )

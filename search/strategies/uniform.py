@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from amc.problem import Problem
-from search.strategies.base import Exhausted, WidthSampler, told
+from search.strategies.base import Exhausted, WidthSampler
 
 
 def uniform_policy(problem: Problem) -> tuple[int, ...]:
@@ -21,9 +21,10 @@ class UniformSampler(WidthSampler):
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """The uniform policy."""
-        if told(study):
+        uniform = uniform_policy(self.problem)
+        if any(other.params == self.problem.named(uniform) for other in study.get_trials(deepcopy=False)):
             raise Exhausted("the uniform policy is one policy")
-        return uniform_policy(self.problem)
+        return uniform
 
 
 def make(problem: Problem, *, trials: int, seed: int) -> UniformSampler:
