@@ -19,6 +19,10 @@ from amc.registry import suggest
 from amc.seeding import seeded
 
 
+PRIVATE = "_amc_user_"
+"""How the names begin under which files are loaded as modules."""
+
+
 def load_attribute(spec: str, error: type[AmcError]) -> Any:
     """The object that `FILE.py:NAME` or `PACKAGE.MODULE:NAME` names.
 
@@ -76,7 +80,7 @@ def _load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     content = path.read_bytes()
     # The name says where the code is from and what it says: loaded twice it is one module, edited it is a new one.
-    name = f"_amc_user_{hashlib.sha256(str(path).encode() + content).hexdigest()[:16]}"
+    name = f"{PRIVATE}{hashlib.sha256(str(path).encode() + content).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -6,18 +6,36 @@ time and may die doing so: a child process (`search.child`), or an actor on anot
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
+from threading import Lock
 from typing import NamedTuple, Protocol
 
 from amc.problem import Problem
 from amc.seeding import seeded
 
+MOST_LOSSES = 3
+"""A policy whose workers were lost so many times is not asked again: it may be what kills them."""
+
+log = logging.getLogger("amc")
+
 
 class EvaluationFailed(ArithmeticError):
     """A worker could not score a policy."""
+
+
+class WorkerLost(Exception):
+    """A worker died through no fault of its policy, which is asked of another one.
+
+    for_good: it can't be had again.
+    """
+
+    def __init__(self, reason: str, *, for_good: bool = False) -> None:
+        super().__init__(reason)
+        self.for_good = for_good
 
 
 class Score(NamedTuple):
@@ -74,7 +92,7 @@ class Worker(Protocol):
         ...
 
     def __call__(self, widths: Mapping[str, int]) -> float:
-        """The score of a policy; whatever it raises costs that policy's trial."""
+        """The score of a policy; whatever it raises but `WorkerLost` costs that policy's trial."""
         ...
 
     def kill(self) -> None:
@@ -93,6 +111,7 @@ class Pool:
         self.workers = len(workers)
         self._all, self._under_way = list(workers), set[Future[Score]]()
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="score")
+        self._left, self._lock, self._closed = self.workers, Lock(), False
         self._free: SimpleQueue[Worker] = SimpleQueue()
         for worker in workers:
             self._free.put(worker)
@@ -105,16 +124,36 @@ class Pool:
         return future
 
     def _score(self, widths: Mapping[str, int]) -> Score:
-        worker = self._free.get()
-        try:
-            worker.start()
-            start = time.perf_counter()
-            return Score(worker(widths), time.perf_counter() - start)
-        finally:
-            self._free.put(worker)
+        """The score by the next worker that is free, or by others where workers are lost on the way."""
+        losses = 0
+        while True:
+            worker, keep = self._free.get(), True
+            try:
+                worker.start()
+                start = time.perf_counter()
+                return Score(worker(widths), time.perf_counter() - start)
+            except WorkerLost as error:
+                if self._closed:
+                    raise EvaluationFailed("it was ended") from None
+                keep = not (error.for_good and self._let_go())
+                losses += keep
+                log.warning("a worker was lost, and its policy is asked again: %s", error)
+                if losses >= MOST_LOSSES:
+                    raise EvaluationFailed(f"{losses} workers that evaluated it were lost: {error}") from None
+            finally:
+                if keep:
+                    self._free.put(worker)
+
+    def _let_go(self) -> bool:
+        """Whether a worker may go for good, as all but the last may."""
+        with self._lock:
+            last = self._left == 1
+            self._left -= not last
+            return not last
 
     def close(self) -> None:
         """Kills the workers, whatever they do."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         left = set(self._under_way)
         while left:  # again and again: one may have been about to start
