@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises a UsageError in place of leaving the program."""
         if message.startswith("unrecognized arguments: "):
-            wrong = message.removeprefix("unrecognized arguments: ").split()[0].split("=")[0]
+            wrong = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
             if wrong.startswith("-"):
                 raise UsageError(f"there is no option {wrong}; {suggest(wrong, flags)}")

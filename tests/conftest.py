@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("full", max_examples=1000)
 
 
 @pytest.fixture(scope="session", autouse=True)
