@@ -60,7 +60,7 @@ def open_storage(path: Path) -> RDBStorage:
     if path.exists():
         _check_sqlite(path)
     else:  # whole or not at all: Optuna does not go on with half of its tables
-        write_atomic(path, lambda temporary: _sqlite(temporary).engine.dispose())
+        write_atomic(path, _empty())
     try:
         storage = _sqlite(path, connect_args={"timeout": 60})
         for study in storage.get_all_studies():
@@ -76,6 +76,15 @@ def open_storage(path: Path) -> RDBStorage:
 
 def _sqlite(path: Path, **engine: Any) -> RDBStorage:
     return RDBStorage(URL.create("sqlite", database=str(path)).render_as_string(), engine_kwargs=engine)
+
+
+def _empty() -> bytes:
+    """The file of a study without trials. Made in memory: on a disk each of its many tables is synced by itself."""
+    storage = RDBStorage("sqlite:///:memory:")
+    with closing(storage.engine.raw_connection()) as connection:
+        content: bytes = connection.driver_connection.serialize()
+    storage.engine.dispose()
+    return content
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:

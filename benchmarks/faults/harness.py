@@ -150,8 +150,17 @@ def serve(shim: str) -> None:
     import search.verbs.search
     from amc.files import write_atomic
     from search.cli import main
+    from search.compose import compose
+    from search.settings import settings_from
+    from search.storage import open_storage
 
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:  # what is loaded on first use, loaded once for all children
+        open_storage(Path(folder, "study.db")).engine.dispose()
+        compose(
+            settings_from({"model": f"{HERE / 'tiny.py'}:net", "data": f"{HERE / 'tiny.py'}:data"}),
+            budget_required=False,
+        )
     for module in (search.job, search.start):
         module.export_onnx = lambda model, inputs, path: write_atomic(path, b"not exported")
     search.job.measure_latency = lambda *_: {}

@@ -1,6 +1,7 @@
 """SIGKILL at random operations and moments: nothing finished is lost, and the end is as without a break.
 
-python benchmarks/faults/kills.py                     # 100 kills over five strategies
+python benchmarks/faults/kills.py                     # 100 kills or a few more, over all strategies
+python benchmarks/faults/kills.py --strategy tpe      # all of them on one
 python benchmarks/faults/kills.py --main-job          # 20 kills of the real main job, ONNX and report included
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -21,9 +23,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.faults.harness import ROOT, Harness, check_whole, finished_trials, harness, words
+from search.strategies import STRATEGIES
 
 SILENT: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-STRATEGIES = ("ddpg", "nsga2", "cmaes", "tpe", "random")
 
 
 def kill_campaign(
@@ -114,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strategy", action="append", choices=STRATEGIES)
     parser.add_argument("--main-job", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -121,8 +124,9 @@ def main() -> None:
             print(json.dumps(main_job(Path(folder), kills=arguments.kills or 20, seed=arguments.seed)))
             return
         with harness() as server:
-            for i, strategy in enumerate(STRATEGIES):
-                kills = (arguments.kills or 100) // len(STRATEGIES)
+            strategies = arguments.strategy or list(STRATEGIES)
+            for i, strategy in enumerate(strategies):
+                kills = math.ceil((arguments.kills or 100) / len(strategies))
                 place = Path(folder, strategy)
                 found = kill_campaign(server, place, kills=kills, seed=arguments.seed + i, strategy=strategy)
                 print(json.dumps(found), flush=True)
