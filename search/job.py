@@ -56,6 +56,7 @@ from search.start import prepare, resumed_settings, versions
 from search.storage import Leases, copy_study, open_shared, open_storage
 from search.strategies import make_sampler
 from search.study import Progress, SearchResult, open_study, search
+from search.sweep import share
 from search.tensorboard import FOLDER as SCALARS
 from search.tensorboard import Scalars, check_installed
 from search.warm import warm_start
@@ -128,8 +129,12 @@ def run_job(
     data: Any = None,
     metric: Metric | None = None,
     display: Display,
+    shared: Path | None = None,
 ) -> Result:
-    """The main job on settings that are already read; `model` and `data` are objects in place of what they name."""
+    """The main job on settings that are already read; `model` and `data` are objects in place of what they name.
+
+    shared: another run of the same dense model, from which a new one takes what does not depend on the budget.
+    """
     if settings.tensorboard:
         check_installed()
     path = Path(out) if out is not None else default_path(settings.model)
@@ -141,6 +146,8 @@ def run_job(
             if resume and _asks_no_more(path, settings):
                 _report(directory)
                 return finished_result(path, display)
+            if shared is not None:
+                share(shared, path)
             setup = prepare(directory, settings, model=model, data=data, metric=metric, display=display)
             with closing(setup.executor or ExitStack()):
                 _announce(setup, display)

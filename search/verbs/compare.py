@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amc.errors import UsageError
+
+if TYPE_CHECKING:
+    from search.display import Display
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +27,18 @@ def execute(arguments: argparse.Namespace) -> Any:
     if page is not None and not page.parent.is_dir():
         raise UsageError(f"--out {page}: the folder {page.parent} does not exist; make it first")
 
-    from search.comparison import compare, write_comparison
     from search.display import Display
+
+    display = Display(quiet=arguments.quiet, json=arguments.json)
+    return show([Path(run) for run in arguments.runs], page, display)
+
+
+def show(paths: Sequence[Path], page: Path | None, display: Display) -> dict[str, Any]:
+    """Shows the runs side by side, and writes the page where one is named; returns it all as a JSON value."""
+    from search.comparison import compare, write_comparison
     from search.table import comparison_table
 
-    found = compare([Path(run) for run in arguments.runs])
-    display = Display(quiet=arguments.quiet, json=arguments.json)
+    found = compare(paths)
     display.show(comparison_table(found))
     if page is not None:
         write_comparison(found, page)
