@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import onnx
@@ -26,8 +27,9 @@ RUNS = 50
 class LayerTime:
     """One layer's time in each model.
 
-    ms: model name -> milliseconds a run, the mean over runs of all its kernels together. Profiling itself slows a
-        model by a few microseconds a kernel: compare, and measure totals with `latency.measure`.
+    ms: model name -> milliseconds a run, of all its kernels together; of each the median, so that an interrupted run
+        does not move it. Profiling itself slows a model by a few microseconds a kernel: compare, and measure totals
+        with `latency.measure`.
     """
 
     layer: str
@@ -75,11 +77,13 @@ class Layers:
 
 
 def _times(events: list[Any], layers: Layers) -> dict[str, float]:
-    total: dict[str, float] = defaultdict(float)
+    kernels: dict[tuple[str, str], list[float]] = defaultdict(list)
     try:
         for event in events:
-            layer = layers.of(str(event["name"]), str(event["args"]["op_name"]))
-            total[layer] += float(event["dur"]) / 1000 / RUNS
+            kernels[str(event["name"]), str(event["args"]["op_name"])].append(float(event["dur"]) / 1000)
     except (KeyError, TypeError, ValueError) as error:
         raise DeviceError("the device's profile has a form that is not ONNX Runtime's") from error
+    total: dict[str, float] = defaultdict(float)
+    for (name, operator), times in kernels.items():
+        total[layers.of(name, operator)] += median(times) * len(times) / RUNS
     return dict(total)

@@ -1,4 +1,4 @@
-"""The profile's time lands on the layers that take it; memory and energy say what they can."""
+"""The profile's time lands on the layers that take it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from torch import nn
 
 from amc.errors import DeviceError
 from amc.export import export_onnx
-from latency import open_device, resources
+from latency import open_device
 from latency.profile import profile_layers
-from tests.test_latency_table import plain
 
 
 class Net(nn.Module):
@@ -46,20 +45,12 @@ def test_a_profile_that_is_none_is_refused():
         profile_layers(Odd(), {"dense": GOOD})
 
 
-def test_memory_is_the_largest_pair_of_activations():
-    cost = resources.activation_memory(plain())
-    assert cost((16, 32, 32, 48)) == 4 * (16 * 1024 + 32 * 512)
-    assert cost((8, 32, 32, 48)) == 4 * (32 * 512 + 32 * 256)
-    assert cost((8, 1, 1, 1)) == 4 * (3 * 1024 + 8 * 1024)
-    assert (cost.name, cost.unit) == ("memory", "B")
+def test_a_run_that_was_interrupted_does_not_move_a_layers_time():
+    from latency.profile import RUNS, Layers, _times
+    from tests.test_latency_session import GOOD
 
+    def event(microseconds):
+        return {"name": "x_kernel_time", "dur": microseconds, "args": {"op_name": "Odd"}}
 
-def test_energy_comes_from_the_packages_counters_or_not_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(resources, "RAPL", tmp_path / "none")
-    with pytest.raises(DeviceError, match="exposes no RAPL counters"):
-        resources.energy_joules()
-    for name, value in (("intel-rapl:0", 3_000_000), ("intel-rapl:1", 500_000), ("intel-rapl:0:0", 1_000_000)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text(f"{value}\n")
-    monkeypatch.setattr(resources, "RAPL", tmp_path)
-    assert resources.energy_joules() == 3.5
+    events = [event(20)] * (RUNS - 2) + [event(40_000)] * 2
+    assert _times(events, Layers(GOOD)) == {"[Odd]": pytest.approx(0.02)}
