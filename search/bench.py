@@ -26,6 +26,23 @@ Widths = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
+class OnnxFiles:
+    """A model's ONNX files: the dense one, exported once, and that of any policy, cut from it.
+
+    policy: widths in the groups' order -> ONNX file.
+    """
+
+    dense: bytes
+    policy: Callable[[Sequence[int]], bytes]
+
+    @classmethod
+    def of(cls, loaded: Loaded, structure: Structure) -> OnnxFiles:
+        """The files of a model."""
+        dense = export_bytes(loaded.model, loaded.inputs)
+        return cls(dense, policy_files(loaded.model, structure, loaded.inputs, dense))
+
+
+@dataclass(frozen=True, eq=False)
 class Bench:
     """A device, a model's files on it, and what a table predicts of them.
 
@@ -71,33 +88,38 @@ def open_bench(
         DeviceError: the device or the table can't be used.
     """
     device, conditions = open_device(settings.device), conditions_of(settings)
-    dense = export_bytes(loaded.model, loaded.inputs)
+    if isinstance(device, TableDevice):
+        device.table.check(structure, conditions)
+    files = OnnxFiles.of(loaded, structure)
     if isinstance(device, TableDevice):
         found = device.table
-        found.check(structure, conditions)
     else:
-        found = measure_table(settings, loaded, structure, device, path=table, display=display)
-    files = policy_files(loaded.model, structure, loaded.inputs, dense)
-    return Bench(device, conditions, structure, dense, files, found, LatencyCost.of(found, structure))
+        found = measure_table(settings, loaded.name, files, structure, device, path=table, display=display)
+    return Bench(device, conditions, structure, files.dense, files.policy, found, LatencyCost.of(found, structure))
 
 
 def measure_table(
-    settings: Settings, loaded: Loaded, structure: Structure, device: Device, *, path: Path | None, display: Display
+    settings: Settings,
+    model: str,
+    files: OnnxFiles,
+    structure: Structure,
+    device: Device,
+    *,
+    path: Path | None,
+    display: Display,
 ) -> LatencyTable:
     """The latency table at `path`, measured (or gone on with) unless it is complete. None keeps it in memory alone.
 
     Raises:
         DeviceError: the device fails, or the table at `path` is of another model or device.
     """
-    dense = export_bytes(loaded.model, loaded.inputs)
-    files = policy_files(loaded.model, structure, loaded.inputs, dense)
     with display.bar("measuring a latency table") as report:
         return build_table(
             structure,
-            files,
-            dense,
+            files.policy,
+            files.dense,
             device,
-            model=loaded.name,
+            model=model,
             path=path,
             conditions=conditions_of(settings),
             seed=settings.seed,

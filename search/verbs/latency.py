@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE.onnx", help="files to compare; the first is the baseline")
     parser.add_argument("--table", metavar="FILE", help="build the latency table of --model, or go on building it")
     parser.add_argument("--profile", action="store_true", help="also where the time goes, by layer")
+    parser.add_argument("--energy", action="store_true", help="also joules a run, where this machine counts them")
     parser.add_argument("--providers", nargs="+", metavar="NAME", help="ONNX Runtime's providers (default cpu)")
     parser.add_argument(
         "--optimization",
@@ -64,18 +65,24 @@ def _compare(settings: Settings, device: Device, arguments: argparse.Namespace, 
         "optimization": arguments.optimization,
     }
     baseline = arguments.files[0]
+    if arguments.energy:
+        check_energy(settings, arguments.providers)
     with display.bar("measuring") as report:
         readings = device.measure(models, baseline=baseline, seed=settings.seed, progress=report, **options)
     display.show(reading_table(readings, baseline, device.name))
-    result = {
-        "device": device.fingerprint(),
-        "baseline": baseline,
-        "models": {k: _json(r) for k, r in readings.items()},
-    }
+    data = {name: path.read_bytes() for name, path in models.items()}
+    found = {name: _json(reading) | resources(data[name], settings) for name, reading in readings.items()}
+    if arguments.energy:
+        from latency.energy import energy_of
+
+        for name, joules in energy_of(data, **options).items():
+            found[name]["energy_j"] = joules
+    display.show(resource_table(found))
+    result = {"device": device.fingerprint(), "baseline": baseline, "models": found}
     if arguments.profile:
         from latency.profile import profile_layers
 
-        layers = profile_layers(device, {name: path.read_bytes() for name, path in models.items()}, **options)
+        layers = profile_layers(device, data, **options)
         display.show(profile_table(layers, list(models)))
         result["layers"] = [asdict(layer) for layer in layers]
     return result
@@ -83,6 +90,41 @@ def _compare(settings: Settings, device: Device, arguments: argparse.Namespace, 
 
 def _json(reading: Reading) -> dict[str, Any]:
     return {**asdict(reading), "speedup": reading.speedup, "speedup_ci95": list(reading.speedup_ci95)}
+
+
+def check_energy(settings: Settings, providers: list[str] | None) -> None:
+    """Raises a UsageError or DeviceError now, rather than after measuring, if energy can't be measured."""
+    if settings.device != "local":
+        raise UsageError("--energy reads this machine's own counters: it needs --device local")
+    from latency.energy import open_counter
+
+    open_counter(providers)
+
+
+def resources(model: bytes, settings: Settings) -> dict[str, Any]:
+    """What a file takes beside time: `size`, and `memory` of its activations (None if shapes aren't known), bytes."""
+    from amc.errors import ModelError
+    from latency.memory import peak_memory
+
+    try:
+        return {"size": len(model), "memory": peak_memory(model, settings.latency_batch)}
+    except ModelError:
+        return {"size": len(model), "memory": None}
+
+
+def resource_table(found: dict[str, dict[str, Any]]) -> Table:
+    """Bytes, and joules where they were measured, for a person."""
+    from rich.table import Table
+
+    energy = any("energy_j" in figures for figures in found.values())
+    table = Table(title="beside time", title_justify="left")
+    for name in ("", "file, kB", "activations at the peak, kB", *(["energy, mJ a run"] if energy else [])):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    for name, figures in found.items():
+        memory = "-" if figures["memory"] is None else f"{figures['memory'] / 1e3:.0f}"
+        joules = [f"{1e3 * figures['energy_j']:.4g}"] if energy else []
+        table.add_row(name, f"{figures['size'] / 1e3:.0f}", memory, *joules)
+    return table
 
 
 def reading_table(readings: dict[str, Reading], baseline: str, device: str) -> Table:
@@ -117,7 +159,7 @@ def profile_table(layers: list[LayerTime], names: list[str]) -> Table:
 
 
 def _build(settings: Settings, device: Device, path: Path, arguments: argparse.Namespace, display: Display) -> Any:
-    from search.bench import measure_table
+    from search.bench import OnnxFiles, measure_table
     from search.compose import load_dense, read_data, trace_model
 
     given = given_settings(arguments)
@@ -126,7 +168,8 @@ def _build(settings: Settings, device: Device, path: Path, arguments: argparse.N
     data = read_data(settings) if "data" in given or "model" not in given else None
     loaded = load_dense(settings, data, display=display)
     structure = trace_model(loaded, settings)
-    table = measure_table(settings, loaded, structure, device, path=path, display=display)
+    files = OnnxFiles.of(loaded, structure)
+    table = measure_table(settings, loaded.name, files, structure, device, path=path, display=display)
     error = table.error
     display.show(
         f"{path}: {len(table.samples)} policies of {table.model} on {table.device.cpu}, dense {table.dense_ms:.4g} ms"
