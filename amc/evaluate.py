@@ -26,6 +26,7 @@ from amc.forward import call, device_of, logits, to_device
 from amc.groups import Structure
 from amc.layout import arranged
 from amc.problem import WidthsByName
+from amc.reconstruct import gather, refit
 from amc.seeding import seeded
 from amc.slim import slim
 
@@ -43,14 +44,16 @@ class ScoreSettings:
     steps, batch, lr, weight_decay: the quick fine-tune; no steps, no fine-tune.
     images: of the search split that are scored, the first ones of a shuffled order; 0 scores all.
     calibration: training images that recalibrate batch norm; 0 leaves it as it is.
+    reconstruct: refits the layers that read pruned channels by least squares first, on those images.
     """
 
-    steps: int = 30
+    steps: int = 10
     batch: int = 128
     lr: float = 0.02
     weight_decay: float = 1e-4
     images: int = 2000
     calibration: int = 512
+    reconstruct: bool = False
 
 
 class Evaluator:
@@ -86,6 +89,7 @@ class Evaluator:
             drawn = draw(train_split, s.steps, batch=s.batch, augment=augment, seed=seed)
             self._training = [to_device(batch, device) for batch in drawn]
             self._calibration = in_memory(train_split, s.calibration, device, batch=s.batch, seed=seed)
+        self._grams = gather(model, structure, self._calibration, seed=seed) if s.reconstruct else {}
         self._metric, self._seed, self._train_split, self._augment = metric, seed, train_split, tuple(augment)
         self.watch: Watch = lambda rung, done, total: None
         if metric is None:
@@ -153,8 +157,11 @@ class Evaluator:
         return self._metric(model) if self._metric else accuracy(model, split(self._scored, parts))
 
     def candidate(self, widths: WidthsByName) -> nn.Module:
-        """The slim model of a policy, as sliced."""
-        return arranged(slim(self.model, self.structure, kept_units(self.order, widths)), self._layout)
+        """The slim model of a policy, as sliced, or refitted where the settings say so."""
+        kept = kept_units(self.order, widths)
+        sliced = slim(self.model, self.structure, kept)
+        refit(sliced, self.structure, self._grams, kept)
+        return arranged(sliced, self._layout)
 
     def recalibrate(self, model: nn.Module) -> None:
         """Recalibrates a model's batch norm in place, as for the score."""

@@ -3,9 +3,9 @@
 A quick score is noisy, and on some networks it favours the wrong policies. So a share of the search goes to *anchors*,
 policies from all over the ranking that are fine-tuned several times as long. They say how far the ranking can be
 trusted (Spearman's correlation, in `result.json`), and they calibrate it: accuracy after the long fine-tune is
-regressed on the score and on the parameters and activations that a policy keeps. That capacity is worth something is
-true of some networks and false of others, so its weight starts at nothing and grows only as far as the anchors support
-it. The policy that the search ends with has the best calibrated score; the best raw one is the luckiest.
+regressed on the score and on the parameters that a policy keeps. Capacity is worth something after a long fine-tune on
+some networks and nothing on others, so its weight starts low and follows the anchors. The policy that the search ends
+with has the best calibrated score; the best raw one is the luckiest.
 """
 
 from __future__ import annotations
@@ -31,13 +31,19 @@ from search.study import SearchResult, outcome_of, told
 
 log = logging.getLogger("amc")
 
-FEWEST, MOST = 4, 12
-LENGTHS = (8, 4, 2)
-"""Of an anchor's fine-tune, in lengths of the score's: the longest that affords the fewest anchors."""
+FEWEST, ENOUGH, MOST = 5, 10, 12
+LENGTHS = (32, 16, 8, 4)
+"""Of an anchor's fine-tune, in lengths of the score's: the longest that affords enough anchors, or the shortest."""
 WEAK = 0.5
 """The correlation below which a ranking is called weak."""
-SLACK = (0.5, 0.3, 0.3)
-"""Prior standard deviations of what score, parameters and activations are worth, in spreads of the score."""
+PRIOR, SLACK = (1.0, 0.25), (0.5, 0.5)
+"""What score and parameters are worth, mean and standard deviation, in spreads of the score.
+
+On the published ResNet-20 policies parameters were worth 0.04 in a regression of accuracy after 30 steps, 0.13 after
+120 and 0.37 after 780 (`docs/benchmarks.md`), so anchors, shorter than the final fine-tune, tell too little of it.
+"""
+OWN = 0.5
+"""The part of what the regression leaves of an anchor's accuracy that is its policy's own; the rest is luck."""
 NOISES = (0.1, 0.3, 1.0)
 """Of an anchor's accuracy, in the same unit; the evidence chooses."""
 
@@ -53,12 +59,16 @@ class Plan:
     steps: int
 
 
-def plan(trials: int, score_steps: int, share: float) -> Plan:
-    """The anchors that a share of the search affords, after so many trials with a score of so many steps."""
-    scores = int(trials * share / (1 - share) + 1e-9)  # as many scores as the anchors may cost
+def plan(trials: int, score_steps: int, share: float, rest: float = 0.0) -> Plan:
+    """The anchors that a share of the search affords, after so many trials with a score of so many steps.
+
+    rest: what else a score takes, batch norm and the scored images, in steps.
+    """
+    steps = trials * (score_steps + rest) * share / (1 - share)
     for length in LENGTHS if score_steps else ():
-        if scores // length >= FEWEST:
-            return Plan(min(scores // length, MOST), length * score_steps)
+        count = int(steps / (length * score_steps + rest) + 1e-9)
+        if count >= (FEWEST if length == LENGTHS[-1] else ENOUGH):
+            return Plan(min(count, MOST), length * score_steps)
     return Plan(0, 0)
 
 
@@ -74,7 +84,7 @@ class Anchor:
 def trust(anchors: Sequence[Anchor]) -> float | None:
     """Spearman's rank correlation of score and fine-tuned accuracy; None where too few differ."""
     scores, accuracies = [a.score for a in anchors], [a.accuracy for a in anchors]
-    if len(anchors) < FEWEST or len(set(scores)) < 2 or len(set(accuracies)) < 2:
+    if len(anchors) < 4 or len(set(scores)) < 2 or len(set(accuracies)) < 2:
         return None
     return float(spearmanr(scores, accuracies)[0])
 
@@ -117,26 +127,18 @@ def calibrated(
     """
     if not anchors:
         return scores
-    features = _features(problem, scored, scores)
+    params = np.log([one.costs["params"] for one in scored])
+    features = np.stack([(x - x.mean()) / max(float(x.std()), 1e-9) for x in (scores, params)], axis=1)
     place = {problem.widths(one.widths): i for i, one in enumerate(scored)}
     seen = features[[place[anchor.widths] for anchor in anchors]]
-    unit = max(float(scores.std()), 1e-9)
+    unit, centre = max(float(scores.std()), 1e-9), seen.mean(axis=0)
     accuracies = np.array([anchor.accuracy for anchor in anchors]) / unit
-    centre = seen.mean(axis=0)
-    prior = np.array([1.0, 0.0, 0.0])
-    residual = accuracies - accuracies.mean() - (seen - centre) @ prior
+    residual = accuracies - accuracies.mean() - (seen - centre) @ PRIOR
     _, weights = max((_posterior(seen - centre, residual, noise) for noise in NOISES), key=lambda found: found[0])
-    return unit * (accuracies.mean() + (features - centre) @ (prior + weights))
-
-
-def _features(problem: Problem, scored: Sequence[Outcome], scores: np.ndarray) -> np.ndarray:
-    """`(policies, 3)`: score, log of parameters, log of activations; each in its spread over the policies."""
-    widths = [problem.widths(one.widths) for one in scored]
-    positions = np.array([group.layer.positions for group in problem.groups], dtype=float)
-    costs = problem.costs
-    params = np.array([costs["params"](w) if "params" in costs else sum(w) for w in widths], dtype=float)
-    columns = [scores, np.log(params), np.log(np.array(widths) @ positions)]
-    return np.stack([(c - c.mean()) / max(float(c.std()), 1e-9) for c in columns], axis=1)
+    expected = (features - centre) @ (PRIOR + weights)
+    for anchor, left in zip(anchors, residual - (seen - centre) @ weights, strict=True):
+        expected[place[anchor.widths]] += OWN * left
+    return np.asarray(unit * (accuracies.mean() + expected))
 
 
 def _posterior(x: np.ndarray, y: np.ndarray, noise: float) -> tuple[float, np.ndarray]:
@@ -172,11 +174,13 @@ class _File(BaseModel):
 class Chooser:
     """Chooses the policy that a search ends with; what was fine-tuned is kept in the run's directory.
 
-    train: fine-tunes a policy. report: called with (anchors done, anchors in all).
+    train: fine-tunes a policy. score_steps, rest: what a score takes, see `plan`.
     """
 
-    def __init__(self, directory: RunDirectory, train: Train, *, score_steps: int, share: float) -> None:
-        self._directory, self._train, self._score_steps = directory, train, score_steps
+    def __init__(
+        self, directory: RunDirectory, train: Train, *, score_steps: int, share: float, rest: float = 0.0
+    ) -> None:
+        self._directory, self._train, self._score_steps, self._rest = directory, train, score_steps, rest
         self._kept = self._read()
         self.anchors: tuple[Anchor, ...] = ()
         self.steps, self.share = 0, share
@@ -184,12 +188,15 @@ class Chooser:
     def choose(
         self, problem: Problem, study: optuna.Study, found: SearchResult, report: Callable[[int, int], object]
     ) -> SearchResult:
-        """The search's result, with the policy of the best calibrated score as its best."""
+        """The search's result, with the policy of the best calibrated score as its best.
+
+        report: called with (anchors done, anchors in all).
+        """
         scored = policies(problem, study)
         if not scored or found.best is None:
             return found
         scores = smoothed(problem, scored)
-        planned = plan(len(scored), self._score_steps, self.share)
+        planned = plan(len(scored), self._score_steps, self.share, self._rest)
         self.steps = planned.steps
         chosen = [scored[i] for i in spread(scores, planned.count)] if planned.count else []
         self.anchors = tuple(self._anchored(problem, chosen, report))

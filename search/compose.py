@@ -197,6 +197,7 @@ def score_settings(settings: Settings) -> ScoreSettings:
         weight_decay=settings.weight_decay,
         images=settings.score_images,
         calibration=settings.calibration_images,
+        reconstruct=settings.reconstruct,
     )
 
 

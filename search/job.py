@@ -257,8 +257,10 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
 def _chooser(directory: RunDirectory, setup: Setup) -> Chooser:
     """Who chooses the policy that the search ends with; without training examples, by the score alone."""
     settings, evaluator = setup.settings, setup.evaluator
-    share = settings.anchor_share if evaluator.trains else 0.0
-    return Chooser(directory, evaluator.recovered, score_steps=settings.score_steps, share=share)
+    share = settings.anchor_share if evaluator.trains and settings.storage is None else 0.0
+    images = (settings.score_images or len(setup.data.val)) + settings.calibration_images
+    rest = images / (3 * settings.score_batch)  # a step is a forward and a backward pass, three of a forward one
+    return Chooser(directory, evaluator.recovered, score_steps=settings.score_steps, share=share, rest=rest)
 
 
 def _open_study(directory: RunDirectory, setup: Setup, sampler: BaseSampler) -> tuple[optuna.Study, Leases | None]:

@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 import pytest
 
+from amc.cost import FunctionCost
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
 from search.anchors import Anchor, Chooser, Plan, calibrated, plan, policies, spread, trust
@@ -17,15 +18,22 @@ from search.study import SearchResult, open_study, search
 from tests.synthetic import staged
 
 
-def searched(problem: Problem, trials: int = 40, strategy: str = "random") -> tuple[optuna.Study, SearchResult]:
+def searched(problem: Problem, trials: int = 80, strategy: str = "random") -> tuple[optuna.Study, SearchResult]:
     study = open_study(None, "test", make_sampler(strategy, problem, trials=trials, seed=0))
     return study, search(problem, study, trials=trials)
 
 
+def sized() -> tuple[Problem, optuna.Study, SearchResult]:
+    problem, _ = staged(2)
+    problem.costs["params"] = FunctionCost("params", "", lambda widths: float(sum(widths)))
+    return problem, *searched(problem)
+
+
 def test_anchors_take_their_share_and_no_more() -> None:
     assert plan(80, 30, 0.2) == Plan(5, 120)  # 20 scores' worth: 5 of 4 lengths
-    assert plan(400, 30, 0.2) == Plan(12, 240)
-    assert plan(31, 30, 0.2) == Plan(0, 0)
+    assert plan(120, 10, 0.2, rest=6.5) == Plan(10, 40)
+    assert plan(2000, 10, 0.2) == Plan(12, 320)
+    assert plan(79, 30, 0.2) == Plan(0, 0)
     assert plan(80, 30, 0.0) == Plan(0, 0)
     assert plan(80, 0, 0.2) == Plan(0, 0)
     for trials in range(1, 500, 7):
@@ -51,23 +59,21 @@ def test_trust_is_spearmans_correlation_and_nothing_where_nothing_differs() -> N
     assert trust(anchors((0.1, 0.9), (0.2, 0.9), (0.3, 0.9), (0.4, 0.9))) is None
 
 
-@pytest.mark.parametrize("worth", [0.0, 0.02])
+@pytest.mark.parametrize("worth", [0.0, 0.1, -0.1])
 def test_capacity_counts_only_as_far_as_anchors_support_it(worth: float) -> None:
-    """Accuracy after the fine-tune is the score and `worth` times the log of what is kept."""
+    """Accuracy after the fine-tune is the score and `worth` times the log of the parameters that are kept."""
     problem, _ = staged(2)
+    problem.costs["params"] = FunctionCost("params", "", lambda widths: float(sum(widths)))
     rng = np.random.default_rng(1)
     scored = [problem.evaluate([int(rng.integers(2, g.channels + 1)) for g in problem.groups]) for _ in range(60)]
     scores = np.array([one.accuracy for one in scored])
-    size = np.log([sum(one.widths.values()) for one in scored])
-    positions = np.array([g.layer.positions for g in problem.groups])
-    activations = np.log([np.array(problem.widths(one.widths)) @ positions for one in scored])
-    truth = scores + worth * 10 * (size - activations)
-    anchors = [Anchor(problem.widths(scored[i].widths), scores[i], truth[i]) for i in range(12)]
+    truth = scores + worth * np.log([one.costs["params"] for one in scored])
+    anchors = [Anchor(problem.widths(scored[i].widths), scores[i], truth[i]) for i in range(8)]
 
     found = calibrated(problem, scored, scores, anchors)
 
     def error(guess: np.ndarray) -> float:
-        return float(np.std(guess[12:] - truth[12:]))
+        return float(np.std(guess[8:] - truth[8:]))
 
     if worth:
         assert error(found) < 0.5 * error(scores)
@@ -77,12 +83,11 @@ def test_capacity_counts_only_as_far_as_anchors_support_it(worth: float) -> None
 
 
 def test_the_choice_follows_the_anchors_and_trains_none_twice(tmp_path: Path) -> None:
-    problem, _ = staged(2)
-    study, found = searched(problem)
+    problem, study, found = sized()
     trained: list[dict[str, int]] = []
 
     def train(widths: dict[str, int], steps: int) -> float:
-        assert steps == 60
+        assert steps == 120
         trained.append(widths)
         return problem.evaluate(widths).accuracy
 
@@ -115,8 +120,7 @@ def test_noise_is_smoothed_out_of_the_choice(tmp_path: Path) -> None:
 
 
 def test_an_anchor_that_diverges_is_left_out(tmp_path: Path) -> None:
-    problem, _ = staged(2)
-    study, found = searched(problem)
+    problem, study, found = sized()
 
     def train(widths: dict[str, int], steps: int) -> float:
         if not (tmp_path / "anchors.json").exists():
@@ -132,8 +136,7 @@ def test_an_anchor_that_diverges_is_left_out(tmp_path: Path) -> None:
 
 def test_a_file_that_no_run_wrote_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "anchors.json").write_text('{"schema_version": 1, "anchors": [{"steps": 3}]}')
-    problem, _ = staged(2)
-    study, found = searched(problem)
+    problem, study, found = sized()
     chooser = Chooser(RunDirectory(tmp_path), lambda widths, steps: 0.5, score_steps=30, share=0.2)
     chooser.choose(problem, study, found, lambda done, total: None)
     assert "anchors.json is not what a run writes" in caplog.text

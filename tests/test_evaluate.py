@@ -111,3 +111,19 @@ def test_scoring_leaves_the_dense_model_as_it_is(scored):
     scored({"0": 2})
     assert all(torch.equal(value, before[name]) for name, value in scored.model.state_dict().items())
     assert not scored.model.training
+
+
+def test_a_reconstructed_candidate_is_nearer_to_the_dense_model():
+    model, split = net(), Examples(200)
+    structure = trace(model, (torch.zeros(1, 5),))
+    order = rank(model, structure)
+
+    def candidate(reconstruct, width):
+        settings = ScoreSettings(steps=0, calibration=64, reconstruct=reconstruct)
+        parts = {"train_split": split, "val_split": split, "settings": settings}
+        return Evaluator(model, structure, order, **parts).candidate({"0": width}).eval()
+
+    expected = model.eval()(split.x)
+    near, far = (((candidate(reconstruct, 4)(split.x) - expected) ** 2).mean() for reconstruct in (True, False))
+    assert near < 0.9 * far
+    torch.testing.assert_close(candidate(True, structure.groups[0].channels)(split.x), expected)

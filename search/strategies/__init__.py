@@ -29,7 +29,7 @@ STRATEGIES: dict[str, tuple[str, str]] = {
     "random": ("random widths, scaled to the budget", "search.strategies.from_optuna:random"),
     "uniform": ("the same keep ratio everywhere: one trial", "search.strategies.uniform:make"),
 }
-DEFAULT = "ddpg"
+DEFAULT = "auto"
 
 
 def make_sampler(name: str, problem: Problem, *, trials: int, seed: int) -> BaseSampler:
