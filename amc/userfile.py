@@ -18,7 +18,6 @@ from amc.errors import AmcError
 from amc.registry import suggest
 from amc.seeding import seeded
 
-
 PRIVATE = "_amc_user_"
 """How the names begin under which files are loaded as modules."""
 
