@@ -120,7 +120,7 @@ def layer_bars(layers: Sequence[LayerFigures], what: str) -> Chart | None:
     name, wide, at = f"layer-{what}", len(rows) > FEW, range(len(rows))
     with _figure(name, WIDE if wide else SMALL) as (figure, axes):
         shown = [
-            axes.bar([i - 0.2 for i in at], [row[1] / scale for row in rows], color=DENSE, width=0.4, label="dense"),
+            axes.bar([i - 0.2 for i in at], [row[1] / scale for row in rows], color=TRIAL, width=0.4, label="dense"),
             axes.bar([i + 0.2 for i in at], [row[2] / scale for row in rows], color=BEST, width=0.4, label="best"),
         ]
         _name_groups(axes, [row[0] for row in rows], wide=wide)

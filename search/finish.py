@@ -199,15 +199,19 @@ def _figures(setup: Setup, candidate: Candidate, reading: Reading | None, dense_
         "test_accuracy": candidate.test_accuracy,
         **_analytic(setup, setup.problem.widths(candidate.widths)),
         "latency_ms": reading.ratio * dense_ms if reading and dense_ms else None,
-        "latency_predicted_ms": _predicted(setup, candidate),
+        "latency_predicted_ms": _predicted(setup, candidate, dense_ms),
         "speedup": reading.speedup if reading else None,
         "speedup_ci95": list(reading.speedup_ci95) if reading else None,
         "widths": dict(candidate.widths),
     }
 
 
-def _predicted(setup: Setup, candidate: Candidate) -> float | None:
-    return setup.bench.cost(setup.problem.widths(candidate.widths)) if setup.bench else None
+def _predicted(setup: Setup, candidate: Candidate, dense_ms: float | None) -> float | None:
+    """Like the measured one it is a ratio of the dense model's, which takes more on a day when the machine is busy."""
+    if setup.bench is None:
+        return None
+    cost = setup.bench.cost
+    return cost.ratio(setup.problem.widths(candidate.widths)) * (dense_ms or cost.dense)
 
 
 def _analytic(setup: Setup, widths: Any) -> dict[str, float]:

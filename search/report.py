@@ -16,7 +16,7 @@ from typing import Any
 
 from amc.catalog import DATASETS, MODELS
 from amc.files import write_atomic
-from search.finished import FinishedRun, ModelFigures, RunResult, TrialRecord, read_run
+from search.finished import BudgetLine, FinishedRun, ModelFigures, RunResult, TrialRecord, read_run
 from search.numbers import (
     NAMES,
     UNITS,
@@ -59,7 +59,7 @@ def write_page(path: Path, template: str, values: Mapping[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(worth=worth_text, amount=amount, cost_name=name_of, duration=duration)
+    environment.filters.update(worth=worth_text, amount=amount, spent=spent_text, cost_name=name_of, duration=duration)
     page = environment.get_template(template).render(**values)
     write_atomic(path, page.encode("utf-8", "replace"))
 
@@ -145,6 +145,12 @@ def verdict(run: FinishedRun) -> str:
 def _listed(parts: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def spent_text(value: float, line: BudgetLine) -> str:
+    """A part of a budget: an amount; of latency, a share of the dense model's, as it was measured in pairs."""
+    share = f"{100 * value / line.limit * line.fraction:.1f} %"
+    return f"{share} of dense" if line.cost == "latency" else f"{amount(value, line.cost)} ({share})"
 
 
 def against_uniform(result: RunResult) -> str:
