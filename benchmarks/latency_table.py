@@ -82,6 +82,7 @@ def check(name: str, policies: int, limit: float, seed: int) -> dict[str, object
         "slicing_ms": round(slicing_ms, 2),
         "sliced_differs_from_exported": differs,
         "device": table.device.model_dump(),
+        "samples": [{"widths": sample.widths, "measured": sample.ratio} for sample in table.samples],
         "policies": [
             {"widths": sample.widths, "measured": sample.ratio, "predicted": round(float(ratio), 5)}
             for sample, ratio in zip(held, predictor([sample.widths for sample in held]), strict=True)
@@ -118,7 +119,10 @@ def main() -> None:
         found = check(name, arguments.policies, arguments.limit, arguments.seed)
         if arguments.out:
             Path(arguments.out, f"latency-table-{name}.json").write_text(json.dumps(found) + "\n")
-        print("\r" + json.dumps({key: value for key, value in found.items() if key != "policies"}), flush=True)
+        print(
+            "\r" + json.dumps({key: value for key, value in found.items() if key not in ("policies", "samples")}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ A layer computes in proportion to its inputs times its outputs, each as they are
 (4, 8 or 16 channels). Which kernel runs depends on the inputs: fewer than a block are read as they lie, multiples of 4
 from a blocked layout, and others take the slow way (ONNX Runtime's `nchwc_transformer.cc`). A layer also moves its
 inputs and outputs, more where its layout isn't the one that the next layer reads. Whether blocks are of 8 or 16
-channels is for the device to say: the size counts whose fit leaves less over. The same features describe every layer;
+channels, and how noisy the samples are, is for these to say: what makes them most probable counts (the evidence of
+Bayesian linear regression; MacKay, 1992). The same features describe every layer;
 what they leave over is taken up by coefficients of the layer's own shape, and by a table of each group's widths. A
 prior shrinks what is specific towards zero (ridge regression). Samples that disagree with all others (something else
 ran meanwhile) lose their weight (Huber, 1964), judged by their leave-one-out residual, in which an outlier can't hide.
@@ -37,8 +38,8 @@ STEPS = 24
 # How far each kind of coefficient may reach, in dense latencies: the scale of its prior. Chosen on the CIFAR networks
 # of benchmarks/latency_table.py, on one CPU; the leave-one-out error says how well they suit another.
 COMMON, DEPTHWISE, SPECIFIC, LINEAR, ALIGNED, STEP = 1.0, 30.0, 0.05, 0.015, 0.0005, 0.00015
-NOISE = 0.01
-"""Relative standard deviation of a sample."""
+NOISES = (0.01, 0.03, 0.1)
+"""Relative standard deviation of a sample, where the priors have the scales above."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,27 +173,31 @@ class Predictor:
 
 def fit(shapes: Shapes, widths: np.ndarray, ratios: np.ndarray) -> Predictor:
     """The predictor of these samples: `(n, groups)` widths, `(n,)` latencies over the dense model's."""
-    return min((_fit(_Columns(shapes, block), widths, ratios) for block in KERNELS), key=lambda found: found.spread)
+    kernels = [_Columns(shapes, block) for block in KERNELS]
+    found = (_fit(columns, columns.design(widths, ratios), noise) for columns in kernels for noise in NOISES)
+    return max(found, key=lambda pair: pair[0])[1]
 
 
-def _fit(columns: _Columns, widths: np.ndarray, ratios: np.ndarray) -> Predictor:
-    design = columns(widths) * columns.scales / ratios[:, None]  # relative errors count
-    weight = np.ones(len(ratios))
+def _fit(columns: _Columns, design: np.ndarray, noise: float) -> tuple[float, Predictor]:
+    """The log evidence but for a constant, with the common scale of prior and noise taken out, and the predictor."""
+    weight = np.ones(len(design))
     for _ in range(8):
-        inverse = np.linalg.inv(design @ design.T + np.diag(NOISE**2 / weight))
+        covariance = design @ design.T + np.diag(noise**2 / weight)
+        inverse = np.linalg.inv(covariance)
         dual = inverse.sum(axis=1)
         left_out = np.abs(dual / np.diag(inverse))
         spread = 1.4826 * float(np.median(left_out))
         weight = np.minimum(1.0, 2.5 * spread / np.maximum(left_out, 1e-12)) ** 2
-    return columns.predictor(columns.scales * (design.T @ dual), spread)
+    evidence = -len(dual) * np.log(dual.sum() / len(dual)) - np.linalg.slogdet(covariance)[1]
+    return float(evidence), columns.predictor(columns.scales * (design.T @ dual), spread)
 
 
 def fit_rising(shapes: Shapes, widths: np.ndarray, ratios: np.ndarray) -> Predictor:
     """A predictor that never falls as a width grows: rising features alone, and no coefficient below zero."""
     columns = _Columns(shapes, None)
-    design = columns(widths) * columns.scales / ratios[:, None]
+    design = columns.design(widths, ratios)
     # Normal equations, whose size is the number of columns; the prior makes them positive definite.
-    gram = design.T @ design + NOISE**2 * np.eye(design.shape[1])
+    gram = design.T @ design + NOISES[0] ** 2 * np.eye(design.shape[1])
     root = np.linalg.cholesky(gram).T
     target = np.linalg.solve(root.T, design.sum(axis=0))
     coefficients, _ = nnls(root, target, maxiter=30 * len(root))
@@ -220,6 +225,10 @@ class _Columns:
         for kind, table in self.tables.items():
             columns.append(table[widths[:, self.shapes.group_class == kind]].sum(axis=1))
         return np.concatenate(columns, axis=1)
+
+    def design(self, widths: np.ndarray, ratios: np.ndarray) -> np.ndarray:
+        """The columns in their priors' scales, over the measured: relative errors count."""
+        return self(widths) * self.scales / ratios[:, None]
 
     def predictor(self, coefficients: np.ndarray, spread: float) -> Predictor:
         """Coefficients gathered by layer and by group."""

@@ -1,0 +1,176 @@
+"""Does a search that sees latency find better models? At equal measured latency, against the search that sees FLOPs.
+
+    python benchmarks/latency_headline.py --folder runs/headline --model resnet56 --weights resnet56.pt \
+        --data imagefolder:DIR --out benchmarks/results/latency-headline.json
+
+One search under `latency=LIMIT`. Then searches under `flops=F`, with F by bisection, until one's policy takes as long
+as the first one's, measured beside it in turns; the closest is compared. Both policies are fine-tuned alike with the
+same seeds, and scored on the test split. What is done is kept in the folder and not done again; `--out` gets every
+figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+import amc
+import latency
+import search
+from amc.data import load_data
+from amc.evaluate import accuracy, batches_of, in_memory, recalibrate
+from amc.finetune import finetune
+from amc.models import load_model
+
+CLOSE = 0.015
+"""Latencies that differ by less are equal: as much as measurements do."""
+RATIOS = (0.3, 0.9)
+"""Where the fraction of FLOPs is looked for."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A search's policy, and its ONNX file."""
+
+    fraction: float
+    folder: Path
+
+    @property
+    def onnx(self) -> Path:
+        return self.folder / "model.onnx"
+
+    def policy(self) -> Any:
+        return amc.load_policy(self.folder / "policy.json")
+
+
+def searched(arguments: argparse.Namespace, cost: str, fraction: float) -> Found:
+    """The run of a search, made unless it is there."""
+    folder = arguments.folder / f"{cost}-{fraction:.4f}"
+    if not (folder / "result.json").exists():
+        search.run(
+            model=arguments.model,
+            data=arguments.data,
+            out=folder,
+            resume=(folder / "settings.json").exists(),
+            weights=arguments.weights,
+            mean=arguments.mean,
+            std=arguments.std,
+            budget=f"{cost}={fraction:.4f}",
+            trials=arguments.trials,
+            strategy=arguments.strategy,
+            score_steps=arguments.score_steps,
+            score_images=arguments.score_images,
+            finetune_epochs=0,
+            threads=1,
+            quiet=False,
+        )
+    return Found(fraction, folder)
+
+
+def as_slow(arguments: argparse.Namespace, target: Found) -> tuple[Found, float]:
+    """The FLOPs search whose policy's latency is closest to the target's, and its latency over the target's."""
+    low, high = RATIOS
+    tried: list[tuple[float, Found, float]] = []
+    for _ in range(arguments.tries):
+        found = searched(arguments, "flops", (low + high) / 2)
+        reading = latency.measure({"dense": target.onnx, "flops": found.onnx}, seconds=arguments.seconds)["flops"]
+        tried.append((abs(reading.ratio - 1), found, reading.ratio))
+        print(f"flops={found.fraction:.4f}: {reading.ratio:.3f} of the latency search's", flush=True)
+        if abs(reading.ratio - 1) <= CLOSE:
+            break
+        low, high = (found.fraction, high) if reading.ratio < 1 else (low, found.fraction)
+    _, found, ratio = min(tried, key=lambda row: row[0])
+    return found, ratio
+
+
+def trainer(arguments: argparse.Namespace) -> Callable[[Any, int], dict[str, float]]:
+    """A function that fine-tunes a policy with a seed and scores it."""
+    data = load_data(arguments.data, mean=arguments.mean, std=arguments.std, seed=0)
+    train, test = data.train, data.test
+    assert train is not None
+    assert test is not None
+    dense = load_model(arguments.model, weights=arguments.weights, data=data).model
+    calibration = in_memory(train, 512, batch=128)
+
+    def tuned(policy: Any, seed: int) -> dict[str, float]:
+        model = amc.apply(dense, policy)
+        if arguments.steps:
+            finetune(model, train, steps=arguments.steps, lr=0.02, batch=128, augment=("crop", "flip"), seed=seed)
+        else:
+            recalibrate(model, calibration)
+        return {"test": accuracy(model, batches_of(test)), "val": accuracy(model, batches_of(data.val))}
+
+    return tuned
+
+
+def interval(differences: Sequence[float]) -> dict[str, float]:
+    """Mean and 95 % interval of paired differences, by Student's t."""
+    values = np.array(differences)
+    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else np.inf
+    return {"mean": float(values.mean()), "low": float(values.mean() - half), "high": float(values.mean() + half)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="of the runs; what is there is not done again")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="resnet56")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406])
+    parser.add_argument("--std", type=float, nargs="+", default=[0.229, 0.224, 0.225])
+    parser.add_argument("--latency", type=float, default=0.6)
+    parser.add_argument("--trials", type=int, default=120)
+    parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--score-steps", type=int, default=30)
+    parser.add_argument("--score-images", type=int, default=2000)
+    parser.add_argument("--tries", type=int, default=5, help="searches under flops, at most")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of measuring each policy")
+    parser.add_argument("--steps", type=int, default=2000, help="of fine-tuning each policy")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+
+    seeing = searched(arguments, "latency", arguments.latency)
+    blind, ratio = as_slow(arguments, seeing)
+    kept = arguments.folder / f"tuned-{arguments.steps}.json"
+    scores: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    tuned = trainer(arguments)
+    for seed in arguments.seeds:
+        for name, found in (("latency", seeing), ("flops", blind)):
+            key = f"{found.folder.name} seed {seed}"
+            if key not in scores:
+                scores[key] = tuned(found.policy(), seed)
+                kept.write_text(json.dumps(scores))
+                print(f"{name} seed {seed}: {scores[key]}", flush=True)
+    rows = [
+        {
+            "seed": seed,
+            **{name: scores[f"{f.folder.name} seed {seed}"] for name, f in (("latency", seeing), ("flops", blind))},
+        }
+        for seed in arguments.seeds
+    ]
+    result = {
+        "model": arguments.model,
+        "latency_limit": arguments.latency,
+        "flops_fraction": blind.fraction,
+        "flops_policy_latency_over_latency_policys": round(ratio, 4),
+        "steps": arguments.steps,
+        "trials": arguments.trials,
+        "seeds": rows,
+        "test_difference": interval([row["latency"]["test"] - row["flops"]["test"] for row in rows]),
+        "device": latency.open_device("local").fingerprint(),
+    }
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["test_difference"]))
+
+
+if __name__ == "__main__":
+    main()
