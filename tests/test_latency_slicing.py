@@ -175,7 +175,10 @@ class Normalized(nn.Module):
         return self.head(self.norm(self.conv(x)).relu()).mean((2, 3))
 
 
-@pytest.mark.parametrize("name", ["digits_resnet", pytest.param("densenet40", marks=pytest.mark.slow)])
+SLOW = ("resnet20", "plain20", "mobilenet_v1", "mobilenet_v2", "densenet40")  # benchmarks/latency_slicing.py: all
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_built_in_model_slices_to_what_it_exports_to(name, tmp_path):
     torch.manual_seed(0)
     net = trained(getattr(architectures, name)(), 1)
