@@ -53,7 +53,7 @@ from search.run_directory import (
 from search.settings import Settings, apart_from_workers, settings_from, shared_names
 from search.settle import settle
 from search.start import prepare, resumed_settings, versions
-from search.storage import Leases, copy_study, open_shared, open_storage
+from search.storage import Leases, copy_study, open_shared, open_storage, released
 from search.strategies import make_sampler
 from search.study import Progress, SearchResult, open_study, search
 from search.sweep import share
@@ -216,6 +216,7 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
 
     warm_start(study, setup.problem, settings.warm_start, leases)
     chooser = _chooser(directory, setup)
+
     def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
         study.sampler = sampler(setup)
         ends = time_limit and time_limit * (1 - chooser.share)
@@ -243,12 +244,14 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
 
         with display.bar("checking the score by longer fine-tunes") as report:
             return chooser.choose(setup.problem, study, found, report)
-    with Scalars(directory / SCALARS, setup.problem) if settings.tensorboard else nullcontext() as scalars:
+
+    recording = Scalars(directory / SCALARS, setup.problem) if settings.tensorboard else nullcontext()
+    with released(study), recording as scalars:
         if scalars:
             scalars.catch_up(study)
         setup, found = settle(setup, study, search_round)
-    if leases:
-        copy_study(study, directory / STUDY)
+        if leases:
+            copy_study(study, directory / STUDY)
     if setup.bench is not None:
         setup.bench.table.save(directory / TABLE)
     return setup, found, chooser.proxy()
@@ -289,8 +292,8 @@ def _conclude(
     directory: RunDirectory,
     setup: Setup,
     found: SearchResult,
-    best: Candidate,
     proxy: Mapping[str, object],
+    best: Candidate,
     uniform: Candidate,
     display: Display,
 ) -> Result:

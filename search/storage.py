@@ -273,6 +273,18 @@ def patiently(step: Callable[[], T]) -> T:
 # ---- either
 
 
+@contextmanager
+def released(study: optuna.Study) -> Iterator[None]:
+    """Lets go of a study's database when the body ends; an SQLite file then holds all trials, with no log beside it."""
+    try:
+        yield
+    finally:
+        storage = getattr(study._storage, "_backend", study._storage)
+        if isinstance(storage, RDBStorage):
+            storage.remove_session()
+            storage.engine.dispose()
+
+
 def copy_study(study: optuna.Study, path: Path) -> None:
     """Writes a study into an SQLite file of its own, so that a run's directory holds its trials."""
 

@@ -24,7 +24,7 @@ from search.job import run
 from search.run_directory import RunDirectory, check_free, owned
 from search.start import resumed_settings
 from search.storage import open_storage
-from search.strategies import make_sampler
+from search.strategies import STRATEGIES, make_sampler
 from search.study import open_study, search
 from search.trust import names_code
 from tests.synthetic import concave
@@ -91,11 +91,16 @@ def test_a_longer_run_that_is_killed_keeps_the_earlier_result_until_the_new_one_
 # ---- interrupted trials
 
 
+PROPOSES = {"uniform": 1, "tilt": 4, "gp": 6}
+"""Trials of strategies that propose few, or take seconds for each; 12 of the others."""
+
+
 def interrupted_after(folder: Path, strategy: str, whole: int, parameters: int) -> None:
     """A study with so many finished trials, and one of which so many parameters were stored when the process died."""
     problem = concave(6)[0]
     storage = open_storage(folder)
-    study = open_study(storage, "search", make_sampler(strategy, problem, trials=12, seed=0))
+    trials = PROPOSES.get(strategy, 12)
+    study = open_study(storage, "search", make_sampler(strategy, problem, trials=trials, seed=0))
     search(problem, study, trials=whole)
     trial = study.ask()
     for group in problem.groups[:parameters]:
@@ -103,22 +108,23 @@ def interrupted_after(folder: Path, strategy: str, whole: int, parameters: int) 
     storage.engine.dispose()
 
 
-@pytest.mark.parametrize("strategy", ["ddpg", "nsga2", "cmaes", "tpe", "random"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("parameters", [0, 3, 6])
 def test_an_interrupted_trial_is_evaluated_again_in_its_place(tmp_path, strategy, parameters):
     def trials(study):
-        return [(t.number, t.state, t.params, t.value, t.user_attrs["widths"]) for t in study.trials]
+        return [(t.number, t.state, t.params, t.value, t.user_attrs.get("widths")) for t in study.trials]
 
+    most = PROPOSES.get(strategy, 12)
     problem = concave(6)[0]
-    unbroken = open_study(None, "x", make_sampler(strategy, problem, trials=12, seed=0))
-    search(problem, unbroken, trials=12)
-    interrupted_after(tmp_path / "study.db", strategy, 7, parameters)
-    fresh = concave(6)[0]
-    resumed = open_study(
-        open_storage(tmp_path / "study.db"), "search", make_sampler(strategy, fresh, trials=12, seed=0)
-    )
-    search(fresh, resumed, trials=12)
+    unbroken = open_study(None, "x", make_sampler(strategy, problem, trials=most, seed=0))
+    search(problem, unbroken, trials=most)
+    interrupted_after(tmp_path / "study.db", strategy, most * 2 // 3, parameters)
+    fresh, storage = concave(6)[0], open_storage(tmp_path / "study.db")
+    resumed = open_study(storage, "search", make_sampler(strategy, fresh, trials=most, seed=0))
+    search(fresh, resumed, trials=most)
     assert trials(resumed) == trials(unbroken)
+    assert len(trials(resumed)) == most
+    storage.engine.dispose()
 
 
 def test_failures_and_repeats_are_counted_over_resumes(tmp_path):
@@ -177,6 +183,10 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(server, copy):
     assert len(after) == 5
     assert before.items() <= after.items()
     assert json.loads((copy / "result.json").read_text())["search"]["trials"] == 5
+
+
+def test_a_finished_study_is_one_whole_file(finished):
+    assert [path.name for path in finished.glob("study.db*")] == ["study.db"]
 
 
 def test_data_that_changed_is_refused(tmp_path):
