@@ -31,6 +31,8 @@ from amc.seeding import seeded
 from amc.slim import slim
 
 Metric = Callable[[nn.Module], float]
+Tune = Callable[[nn.Module, int], object]
+"""Trains a model in place for so many steps."""
 Watch = Callable[[str, int, int], object]
 """Called with (rung, steps done, steps in all) while a policy is scored."""
 
@@ -64,6 +66,7 @@ class Evaluator:
     layout: in memory, of the candidates (`amc.layout.fast_layout`).
     train_split: for the fine-tune and the calibration; None leaves both out.
     metric: a model's worth, higher is better; the accuracy on `val_split` unless given.
+    tune: the user's own training step, in place of ours.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Evaluator:
         settings: ScoreSettings | None = None,
         augment: Sequence[str] = (),
         metric: Metric | None = None,
+        tune: Tune | None = None,
         layout: torch.memory_format = torch.contiguous_format,
         seed: int = 0,
     ) -> None:
@@ -91,6 +95,7 @@ class Evaluator:
             self._calibration = in_memory(train_split, s.calibration, device, batch=s.batch, seed=seed)
         self._grams = gather(model, structure, self._calibration, seed=seed) if s.reconstruct else {}
         self._metric, self._seed, self._train_split, self._augment = metric, seed, train_split, tuple(augment)
+        self.tune = tune
         self.watch: Watch = lambda rung, done, total: None
         if metric is None:
             self._scored = in_memory(val_split, s.images or len(val_split), device, batch=500, seed=seed)
@@ -114,6 +119,8 @@ class Evaluator:
     def _score(self, widths: WidthsByName, parts: int) -> float:
         """The score, with every batch in so many parts; each is a step of its own."""
         training, candidate = split(self._training, parts), self.candidate(widths)
+        if self.tune is not None:
+            return self._tuned(candidate, self.settings.steps)
         train(
             candidate,
             training,
@@ -140,6 +147,8 @@ class Evaluator:
         assert self._train_split is not None
         s, candidate = self.settings, self.candidate(widths)
         with seeded(self._seed, "evaluate"):
+            if self.tune is not None:
+                return self._tuned(candidate, steps)
             batches = draw(self._train_split, steps, batch=s.batch, augment=self._augment, seed=self._seed)
             train(
                 candidate,
@@ -151,6 +160,15 @@ class Evaluator:
             )
             recalibrate(candidate, self._calibration)
             return self.metric(candidate)
+
+    def _tuned(self, candidate: nn.Module, steps: int) -> float:
+        """What a candidate is worth after the user's own training step, and batch norm recalibrated."""
+        if steps:
+            assert self.tune is not None
+            self.watch(f"fine-tune of your own, {steps} steps", 1, 1)
+            self.tune(candidate, steps)
+        recalibrate(candidate, self._calibration)
+        return self.metric(candidate)
 
     def metric(self, model: nn.Module, parts: int = 1) -> float:
         """A model's worth as it is: the metric, or the accuracy on the images that are scored."""
@@ -193,7 +211,7 @@ def split(batches: Sequence[Batch], parts: int) -> list[Batch]:
 
 def _parts(batch: Batch, parts: int) -> list[Batch]:
     inputs, labels = batch
-    if len(labels) < 2 * parts:
+    if labels is None or len(labels) < 2 * parts:
         return [batch]
 
     def cut(value: Any) -> list[Any]:

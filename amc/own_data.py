@@ -72,9 +72,11 @@ class DatasetSplit:
         return len(self.dataset)
 
     def batch(self, indices: Indices) -> tuple[Any, Any]:
-        """Inputs and labels, collated by torch."""
+        """Inputs and labels, collated by torch; None for the labels of examples that are an input alone."""
         samples = [self._sample(int(i)) for i in indices]
         try:
+            if all(label is None for _, label in samples):
+                return default_collate([sample for sample, _ in samples]), None
             inputs, labels = default_collate(samples)
         except Exception as problem:
             raise DataError(f"{self.name}: examples can't be put into one batch: {describe(problem)}") from problem
@@ -85,6 +87,8 @@ class DatasetSplit:
             sample = self.dataset[index]
         except Exception as problem:
             raise DataError(f"{self.name}: example {index} raised {describe(problem)}") from problem
+        if isinstance(sample, Tensor) or (isinstance(sample, tuple) and len(sample) == 1):
+            return (sample if isinstance(sample, Tensor) else sample[0]), None
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise DataError(f"{self.name}: example {index} is a {type(sample).__name__}; it must be (input, label)")
         return sample[0], sample[1]

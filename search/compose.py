@@ -20,8 +20,8 @@ from amc.catalog import MODELS, REWARDS
 from amc.cost import Cost, analytic
 from amc.coupling import trace
 from amc.data import Data, load_data
-from amc.errors import BudgetError, ModelError, UsageError
-from amc.evaluate import Evaluator, Metric, ScoreSettings, in_memory
+from amc.errors import BudgetError, DataError, ModelError, UsageError
+from amc.evaluate import Evaluator, Metric, ScoreSettings, Tune, in_memory
 from amc.finetune import AUGMENTATIONS
 from amc.forward import to_device
 from amc.groups import Structure
@@ -71,14 +71,21 @@ class Setup:
     executor: Executor | None = None
 
 
-def build(*, model: Any = None, data: Any = None, metric: Metric | None = None, **settings: Any) -> Problem:
+def build(
+    *,
+    model: Any = None,
+    data: Any = None,
+    metric: Metric | None = None,
+    finetune: Tune | None = None,
+    **settings: Any,
+) -> Problem:
     """The narrow waist alone: what `search.run` would search.
 
     model, data: what the options take, or a module and data sets of your own. metric: a model's worth, higher is
     better, in place of the accuracy. settings: any field of `Settings`, e.g. `budget="flops=0.5"`.
     """
     named, own_model, own_data = with_objects(settings, model, data)
-    return compose(named, model=own_model, data=own_data, metric=metric).problem
+    return compose(named, model=own_model, data=own_data, metric=metric, finetune=finetune).problem
 
 
 def with_objects(settings: Mapping[str, Any], model: Any, data: Any) -> tuple[Settings, nn.Module | None, Any]:
@@ -102,6 +109,7 @@ def compose(
     model: nn.Module | None = None,
     data: Any = None,
     metric: Metric | None = None,
+    finetune: Tune | None = None,
     dense_weights: Path | None = None,
     table: Path | None = None,
     budget_required: bool = True,
@@ -121,6 +129,7 @@ def compose(
         raise BudgetError("--budget is required: say what the model must fit, as in --budget flops=0.5")
     check_device(settings)
     loaded_data = read_data(settings, data)
+    check_recovery(settings, loaded_data, metric, finetune)
     loaded = load_dense(settings, loaded_data, model=model, weights=dense_weights, display=display)
     structure = trace_model(loaded, settings)
     costs: dict[str, Cost] = analytic(structure)
@@ -147,12 +156,32 @@ def compose(
         settings=score_settings(settings),
         augment=augment,
         metric=metric,
+        tune=finetune,
         layout=fast_layout(loaded.model, loaded.inputs),
         seed=settings.seed,
     )
     reward = resolve(REWARDS, settings.reward, "--reward")
     problem = Problem(structure.groups, budget, evaluator, costs=costs, reward=reward)
     return Setup(settings, loaded, loaded_data, structure, costs, order, evaluator, problem, augment, metric, bench)
+
+
+def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetune: Tune | None) -> None:
+    """Raises a DataError where scoring or recovery needs labels, or a train split, that the data lack."""
+    if finetune is not None and data.train is None:
+        raise DataError(
+            "finetune=… needs a `train` split: its length says how many steps an epoch has, and batch norm is "
+            "recalibrated on its inputs; labels are not needed"
+        )
+    splits = {"val": data.val} if data.train is None else {"val": data.val, "train": data.train}
+    unlabelled = [name for name, split in splits.items() if split.batch([0])[1] is None]
+    if "val" in unlabelled and metric is None:
+        raise DataError("the `val` split has no labels, so there is no accuracy; give metric=…, a model's worth")
+    trains = settings.score_steps or settings.finetune_epochs
+    if "train" in unlabelled and finetune is None and trains:
+        raise DataError(
+            "the `train` split has no labels to fine-tune on; give finetune=… (your own training step), or leave "
+            "recovery out by score_steps=0, finetune_epochs=0"
+        )
 
 
 def read_data(settings: Settings, data: Any = None) -> Data:

@@ -24,6 +24,7 @@ from amc.layout import arranged
 from amc.models import Loaded
 from amc.policy import BudgetInfo, GroupPolicy, InputInfo, ModelInfo, Policy
 from amc.problem import Outcome, WidthsByName
+from amc.seeding import seeded
 from amc.weights import load_weights, save_weights, structure_sha256, weights_sha256
 from latency.device import TableDevice, open_device
 from latency.paired import Reading
@@ -94,6 +95,12 @@ def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
     """The slim model, fine-tuned; where that diverges, more carefully, and in the end not at all."""
     settings, data = setup.settings, setup.data
     assert data.train is not None
+    if setup.evaluator.tune is not None:
+        model = setup.evaluator.candidate(widths)
+        with seeded(settings.seed, "finetune"):
+            setup.evaluator.tune(model, finetune_steps(settings, len(data.train)))
+        setup.evaluator.recalibrate(model)
+        return model.eval()
     for lr in (settings.finetune_lr, settings.finetune_lr / 10):
         model = setup.evaluator.candidate(widths)
         try:

@@ -21,8 +21,8 @@ from optuna.samplers import BaseSampler
 from torch import nn
 
 from amc.data import Data
-from amc.errors import Interrupted, SearchFailed, UsageError
-from amc.evaluate import Metric
+from amc.errors import AmcError, Interrupted, SearchFailed, UsageError
+from amc.evaluate import Metric, Tune
 from amc.export import export_onnx
 from amc.policy import Policy, load_policy
 from amc.weights import save_weights, weights_sha256
@@ -34,7 +34,7 @@ from search.finished import RunResult, read_document
 from search.layers import layer_figures
 from search.live import watching
 from search.numbers import metric_name
-from search.report import write_report
+from search.report import notebook_html, write_report
 from search.run_directory import (
     DENSE_ONNX,
     MODEL,
@@ -79,10 +79,18 @@ class Result:
 
     def __repr__(self) -> str:
         best, dense = self.summary["best"], self.summary["dense"]
+        metric = self.summary["search"].get("metric", "accuracy")
         return (
-            f"Result({self.path}: accuracy {best['accuracy']:.4f} of {dense['accuracy']:.4f}, "
+            f"Result({self.path}: {metric} {best['accuracy']:.4f} of {dense['accuracy']:.4f}, "
             f"{best['flops'] / dense['flops']:.3f} of the FLOPs, by {best['source']})"
         )
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows; without the run's files, it falls back on the text."""
+        try:
+            return notebook_html(self.path)
+        except AmcError:
+            return None
 
 
 def run(
@@ -90,6 +98,7 @@ def run(
     model: Any = None,
     data: Any = None,
     metric: Metric | None = None,
+    finetune: Tune | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     quiet: bool = True,
@@ -98,7 +107,9 @@ def run(
     """Finds a policy under the budget, slims, fine-tunes, measures and writes a run directory, as the commands do.
 
     model, data: what the options take, or a module and data sets of your own. metric: a model's worth, higher is
-    better, in place of the accuracy. out: the run directory. settings: any field of `Settings`.
+    better, in place of the accuracy. finetune: `(model, steps)`, trains a slim model in place for about so many steps,
+    in place of cross entropy on the labels; few steps for each score, many for the result. out: the run directory.
+    settings: any field of `Settings`.
 
     Raises:
         AmcError: whatever in the arguments can't be used.
@@ -114,7 +125,14 @@ def run(
     threads = torch.get_num_threads()
     try:
         return run_job(
-            named, out=out, resume=resume, model=own_model, data=own_data, metric=metric, display=Display(quiet=quiet)
+            named,
+            out=out,
+            resume=resume,
+            model=own_model,
+            data=own_data,
+            metric=metric,
+            finetune=finetune,
+            display=Display(quiet=quiet),
         )
     finally:
         torch.set_num_threads(threads)
@@ -128,6 +146,7 @@ def run_job(
     model: nn.Module | None = None,
     data: Any = None,
     metric: Metric | None = None,
+    finetune: Tune | None = None,
     display: Display,
     shared: Path | None = None,
 ) -> Result:
@@ -148,7 +167,8 @@ def run_job(
                 return finished_result(path, display)
             if shared is not None:
                 share(shared, path)
-            setup = prepare(directory, settings, model=model, data=data, metric=metric, display=display)
+            own = {"model": model, "data": data, "metric": metric, "finetune": finetune}
+            setup = prepare(directory, settings, **own, display=display)
             with closing(setup.executor or ExitStack()):
                 _announce(setup, display)
                 setup, found, proxy = _search(directory, setup, display)
@@ -183,6 +203,8 @@ def _announce(setup: Setup, display: Display) -> None:
         + f"; budget: {setup.problem.budget}"
     )
     display.say(_examples(setup.data))
+    if setup.data.train is None:
+        log.warning("there is no train split: neither candidates nor the result are fine-tuned or recalibrated")
     if setup.data.test is None and setup.metric is None:
         log.warning("there is no test split, so no figure of the result is on images that the search never saw")
     worth = setup.evaluator.metric(setup.loaded.model)

@@ -49,7 +49,17 @@ def write_run_report(run: FinishedRun) -> Path:
 
 
 def write_page(path: Path, template: str, values: Mapping[str, Any]) -> None:
-    """Renders a template of ours to a file; every text in `values` is escaped, but figures."""
+    """Renders a template of ours to a file."""
+    write_atomic(path, render(template, values).encode("utf-8", "replace"))
+
+
+def notebook_html(path: Path) -> str:
+    """What a notebook shows of a finished run: the verdict, the figures side by side, and the charts."""
+    return render("notebook.html.j2", report_of(read_run(path)))
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """A template of ours as text; every text in `values` is escaped, but figures."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -60,8 +70,7 @@ def write_page(path: Path, template: str, values: Mapping[str, Any]) -> None:
         lstrip_blocks=True,
     )
     environment.filters.update(worth=worth_text, amount=amount, spent=spent_text, cost_name=name_of, duration=duration)
-    page = environment.get_template(template).render(**values)
-    write_atomic(path, page.encode("utf-8", "replace"))
+    return environment.get_template(template).render(**values)
 
 
 def report_of(run: FinishedRun) -> dict[str, Any]:

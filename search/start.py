@@ -20,7 +20,7 @@ from torch import nn
 
 from amc.data import Split
 from amc.errors import DataError, RunError, UsageError
-from amc.evaluate import Metric
+from amc.evaluate import Metric, Tune
 from amc.export import export_onnx
 from amc.weights import save_weights
 from search.compose import Setup, compose
@@ -81,6 +81,7 @@ def prepare(
     model: nn.Module | None = None,
     data: Any = None,
     metric: Metric | None = None,
+    finetune: Tune | None = None,
     display: Display,
 ) -> Setup:
     """Composes the run, and writes what it starts from; a run that is gone on with must not have changed.
@@ -106,6 +107,7 @@ def prepare(
         model=model,
         data=data,
         metric=metric,
+        finetune=finetune,
         dense_weights=dense if dense.is_file() else None,
         table=directory / TABLE,
         display=display,
@@ -117,7 +119,7 @@ def prepare(
         save_weights(setup.loaded.model, dense)
     if not (directory / DENSE_ONNX).exists():
         export_onnx(setup.loaded.model, setup.loaded.inputs, directory / DENSE_ONNX)
-    if elsewhere(settings) and (model is not None or data is not None or metric is not None):
+    if elsewhere(settings) and any(own is not None for own in (model, data, metric, finetune)):
         raise UsageError(
             "--workers, --engine, --isolate and --trial-timeout need a model and data that are named, not objects: "
             "other processes build them anew; write model='FILE.py:FACTORY', data='FILE.py:FACTORY'"

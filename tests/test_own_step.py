@@ -1,0 +1,124 @@
+"""From Python: a training step of one's own, data without labels or without a train split, and what objects say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import amc
+import search
+from amc.errors import DataError
+
+QUICK = {
+    "trials": 3,
+    "strategy": "random",
+    "score_steps": 2,
+    "finetune_epochs": 1,
+    "finetune_batch": 16,
+    "score_images": 0,
+}
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.Conv2d(8, 3, 1),
+    )
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch, tmp_path):
+    import latency.device
+    from latency.paired import measure
+
+    moment = {"seconds": 0.01, "passes": 1, "tries": 1}
+    monkeypatch.setattr(latency.device, "measure", lambda models, **options: measure(models, **{**options, **moment}))
+    monkeypatch.chdir(tmp_path)
+
+
+class Own:
+    """An autoencoder's step and worth: no labels anywhere. It remembers how many steps were asked of it."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images, self.asked = images, []
+
+    def finetune(self, model: nn.Module, steps: int) -> None:
+        self.asked.append(steps)
+        model.train()
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (model(self.images) - self.images).square().mean().backward()
+            optimizer.step()
+
+    def likeness(self, model: nn.Module) -> float:
+        model.eval()
+        with torch.no_grad():
+            return -(model(self.images) - self.images).square().mean().item()
+
+
+def test_a_step_of_ones_own_recovers_candidates_and_the_result_without_labels(images):
+    own = Own(images)
+    result = search.run(
+        model=net(), data={"train": TensorDataset(images), "val": images}, metric=own.likeness, finetune=own.finetune,
+        budget="flops=0.5", out="run", **QUICK,
+    )  # fmt: skip
+    searched, final = own.asked[: -1 - (result.summary["best"]["widths"] != result.summary["uniform"]["widths"])], 4
+    assert set(searched) == {2}, "each score asks for its own few steps"
+    assert own.asked[-1] == final, "an epoch of 64 examples in batches of 16"
+    assert len(searched) >= 3
+    assert result.summary["search"]["metric"] == "likeness"
+    assert result.summary["best"]["test_accuracy"] is None
+    assert result.summary["best"]["accuracy"] == pytest.approx(own.likeness(result.model), abs=1e-5)
+    assert not any(
+        parameter.grad is not None and parameter.grad.isnan().any() for parameter in result.model.parameters()
+    )
+    assert "likeness, search split" in (result.path / "report.html").read_text()
+    assert "likeness -" in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("keep", "given", "says"),
+    [
+        (("train", "val"), {}, "the `val` split has no labels, so there is no accuracy; give metric="),
+        (("train", "val"), {"metric": float}, "no labels to fine-tune on; give finetune="),
+        (("val",), {"metric": float, "finetune": print}, "finetune=… needs a `train` split"),
+    ],
+)
+def test_what_needs_labels_or_a_train_split_is_refused_with_the_way_out(images, keep, given, says):
+    data = dict.fromkeys(keep, images)
+    with pytest.raises(DataError, match=says):
+        search.build(model=net(), data=data, budget="flops=0.5", **given)
+
+
+def test_without_labels_a_metric_is_enough_where_nothing_is_fine_tuned(images):
+    worth = Own(images).likeness
+    data = {"train": images, "val": images}
+    problem = search.build(model=net(), data=data, metric=worth, budget="flops=0.5", score_steps=0, finetune_epochs=0)
+    assert problem.evaluate(problem.admit([8, 8])).accuracy < 0
+
+
+def test_without_a_train_split_nothing_is_fine_tuned_and_a_notebook_shows_what_there_is(images, caplog):
+    labelled = TensorDataset(images, torch.zeros(64, 8, 8, dtype=torch.long))
+    result = search.run(model=net(), data={"val": labelled}, budget="flops=0.5", out="run", **QUICK)
+    assert "there is no train split: neither candidates nor the result are fine-tuned" in caplog.text
+    assert result.summary["search"]["trials"] > 0
+
+    shown = result._repr_html_()
+    assert shown.count("<svg") >= 4
+    assert "dense" in shown
+    assert "<script" not in shown
+    assert f"{result.summary['best']['flops'] / result.summary['dense']['flops']:.3f}" in repr(result)
+    assert repr(result.policy) == repr(amc.load_policy("run/policy.json")) == str(result.policy)
+    assert "3 2/8" in repr(result.policy)
+    (result.path / "result.json").unlink()
+    assert result._repr_html_() is None
