@@ -104,6 +104,10 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         ratio, asked = width / group.channels, action_of(width, group.floor, group.channels)
         return {"group": group.name, "width": width, "keep_ratio": ratio, "action": asked}
 
+    def replay(self, width: int) -> None:
+        """Decides the next group as it was decided elsewhere: an allowed width, whatever the budget says of it now."""
+        self._executed.append(width)
+
     def observation(self) -> np.ndarray:
         """What the agent sees now."""
         return self._observer.observe(self._executed)

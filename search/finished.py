@@ -105,8 +105,19 @@ class LayerFigures(_Read):
     best_ms: Number | None = None
 
 
+class FrontPolicy(_Read):
+    """A policy of the front that `--pareto` searched: its file, its score (no long fine-tuning), costs and widths."""
+
+    policy: str
+    score: Number
+    flops: Number | None = None
+    params: Number | None = None
+    size: Number | None = None
+    widths: dict[str, int] = {}
+
+
 class RunResult(_Read):
-    """`result.json`."""
+    """`result.json`. front: cheapest first; empty without `--pareto`."""
 
     schema_version: Literal[1]
     settings: dict[str, Any] = {}
@@ -116,6 +127,7 @@ class RunResult(_Read):
     uniform: ModelFigures
     proxy: Proxy = Proxy()
     search: SearchFigures
+    front: list[FrontPolicy] = []
     layers: list[LayerFigures] = []
 
 

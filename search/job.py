@@ -31,6 +31,7 @@ from search.compose import Setup, with_objects
 from search.display import Display
 from search.finish import Candidate, finish, measure_latency, policy_of, result_of
 from search.finished import RunResult, read_document
+from search.front import FRONT, FrontSampler, begin, front_lines, front_policy, front_problem, with_front
 from search.layers import layer_figures
 from search.live import watching
 from search.numbers import metric_name
@@ -230,12 +231,17 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
     Returns the setup of the last round, with its corrected costs, what was found, and what the score is worth.
     """
     settings = setup.settings
+    front = front_problem(settings, setup.problem)
 
     def sampler(setup: Setup) -> BaseSampler:
+        if front:
+            return FrontSampler(front, settings.strategy, trials=settings.planned_trials(), seed=settings.seed)
         return make_sampler(settings.strategy, setup.problem, trials=settings.planned_trials(), seed=settings.seed)
 
     study, leases = _open_study(directory, setup, sampler(setup))
 
+    if front:
+        begin(study, front)
     warm_start(study, setup.problem, settings.warm_start, leases)
     chooser = _chooser(directory, setup)
 
@@ -254,7 +260,7 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
                     scalars.catch_up(study)
 
             found = search(
-                setup.problem,
+                front or setup.problem,
                 study,
                 trials=trials,
                 time_limit=ends,
@@ -264,6 +270,8 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
                 leases=leases,
             )
 
+        if front:
+            return with_front(found, study, front, setup.problem)
         with display.bar("checking the score by longer fine-tunes") as report:
             return chooser.choose(setup.problem, study, found, report)
 
@@ -340,8 +348,14 @@ def _conclude(
             profiled = {"dense": directory / DENSE_ONNX, "best": new / MODEL_ONNX}
             layers = layer_figures(setup, winner.widths, profiled)
         policy.save(new / POLICY)
-        summary = {**result_of(setup, winner, uniform, readings, searched, proxy), "layers": layers}
+        front = {f"{FRONT}{i}.json": outcome for i, outcome in enumerate(found.front, 1)}
+        for name, outcome in front.items():
+            front_policy(policy, outcome, setup.order).save(new / name)
+        summary = result_of(setup, winner, uniform, readings, searched, proxy)
+        summary |= {"layers": layers, "front": front_lines(front)}
         RunDirectory(new).write_json(RESULT, summary)
+    for stale in set(directory.path.glob(f"{FRONT}*.json")) - {directory / name for name in front}:
+        stale.unlink()
     _report(directory)
     return Result(policy, winner.model, directory.path, summary)
 

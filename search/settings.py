@@ -141,6 +141,13 @@ class Settings:
         metavar="RUN_OR_POLICY",
         repeat=True,
     )
+    pareto: bool = option(
+        False,
+        "search",
+        "search a front instead, from the budget to the dense model: each trial has a limit between them",
+        parse=truth,
+        flag=True,
+    )
     reward: str = option("accuracy", "search", "what is maximized", choices=REWARDS, metavar="NAME")
     seed: int = option(0, "search", "seeds everything", parse=whole(0), metavar="N")
     tensorboard: bool = option(

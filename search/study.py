@@ -63,6 +63,7 @@ class SearchResult:
     best: the trial with the highest reward; None if none succeeded.
     trials: different policies scored. failed: trials that could not be scored.
     seconds: search time over all resumes. evaluation_seconds: what scoring took, the sum over all workers.
+    front: of a Pareto search, the policies that none beats at their cost or less, cheapest first.
     """
 
     best: Outcome | None
@@ -70,6 +71,7 @@ class SearchResult:
     failed: int
     seconds: float
     evaluation_seconds: float
+    front: tuple[Outcome, ...] = ()
 
 
 def open_study(storage: BaseStorage | None, name: str, sampler: BaseSampler) -> optuna.Study:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 STRATEGIES: dict[str, tuple[str, str]] = {
     "auto": ("uniform, tilts, then evolution guided by a Gaussian process", "search.strategies.auto:make"),
     "ddpg": ("DDPG agent walking the layers (AMC, He et al. 2018)", "search.strategies.ddpg:make"),
+    "td3": ("the same with TD3's changes (Fujimoto et al. 2018)", "search.strategies.ddpg:td3"),
     "nsga2": ("evolution: Optuna's NSGA-II (Deb et al. 2002)", "search.strategies.from_optuna:nsga2"),
     "cmaes": ("evolution: CMA-ES (Hansen 2016)", "search.strategies.cma:make"),
     "tpe": ("Parzen estimators: Optuna's TPE (Bergstra et al. 2011)", "search.strategies.from_optuna:tpe"),

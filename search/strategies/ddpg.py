@@ -43,6 +43,8 @@ class AgentSettings:
     warmup: episodes of uniformly random actions before the actor proposes; None: a quarter of the trials, at most 100.
     sigma, sigma_end: standard deviation of the noise on the keep ratio, at first and at the last trial.
     updates: gradient steps after each trial, in one call; None: twice as many as there are groups, at least 20.
+    critics: of which the lowest counts. actor_delay: critic steps for each of the actor's. target_noise: standard
+        deviation and bound of the noise on the target's action.
     """
 
     hidden: tuple[int, ...] = (300, 300)
@@ -57,6 +59,13 @@ class AgentSettings:
     sigma_end: float = 0.02
     baseline_decay: float = 0.95
     updates: int | None = None
+    critics: int = 1
+    actor_delay: int = 1
+    target_noise: tuple[float, float] = (0.1, 0.0)
+
+
+TD3 = AgentSettings(critics=2, actor_delay=2, target_noise=(0.2, 0.5))
+"""Fujimoto et al., ICML 2018: its three changes to DDPG."""
 
 
 class BaselineBuffer(ReplayBuffer):
@@ -162,7 +171,7 @@ class DDPGSampler(WidthSampler):
         state, _ = self._env.reset()
         for i, (group, width) in enumerate(zip(self.problem.groups, widths, strict=True)):
             action = action_of(width, group.floor, group.channels)
-            self._env.decide(action)
+            self._env.replay(width)
             after, last = self._env.observation(), i == len(widths) - 1
             buffer.add(state, after, np.array([[action]]), np.array([reward]), np.array([last]), [{}])
             state = after
@@ -178,12 +187,14 @@ class DDPGSampler(WidthSampler):
                 tau=s.tau,
                 gamma=s.gamma,
                 replay_buffer_class=BaselineBuffer,
-                policy_kwargs={"net_arch": list(s.hidden)},
+                policy_kwargs={"net_arch": list(s.hidden), "n_critics": s.critics},
                 device="cpu",
             )
             for actor in (agent.actor, agent.actor_target):
                 actor.mu[-1] = InvertedGradients()
         agent.rates = (s.actor_rate, s.critic_rate)
+        agent.policy_delay = s.actor_delay
+        agent.target_policy_noise, agent.target_noise_clip = s.target_noise
         agent.set_logger(configure(None, []))
         return agent
 
@@ -202,3 +213,8 @@ def truncated_normal(
 def make(problem: Problem, *, trials: int, seed: int) -> DDPGSampler:
     """The sampler."""
     return DDPGSampler(problem, trials=trials, seed=seed)
+
+
+def td3(problem: Problem, *, trials: int, seed: int) -> DDPGSampler:
+    """The same agent with TD3's changes."""
+    return DDPGSampler(problem, trials=trials, seed=seed, settings=TD3)

@@ -57,6 +57,12 @@ class MovingSampler(WidthSampler):
             return fresh(known, lambda: move(self.problem, self._starts[0], FAR, rng))
         return self.follow(scored, known, rng)
 
+    def take_starts(self) -> list[Widths]:
+        """Hands the starts over to whoever proposes them in place of this sampler; the first one stays."""
+        first, *others = self._starts
+        self._starts = [first]
+        return others
+
     def follow(self, scored: list[Scored], known: set[Widths], rng: np.random.Generator) -> Widths:
         """The next policy after the starts.
 
