@@ -28,6 +28,8 @@ from amc.evaluate import split
 from amc.files import disk_trouble, read_json
 from amc.finetune import Diverged
 from amc.weights import save_weights
+from benchmarks.faults import hostile
+from benchmarks.faults.soak import soak
 from benchmarks.faults.tiny import data, net
 from search import finish as finish_module
 from search.child import Isolated
@@ -180,6 +182,16 @@ def test_a_diverged_fine_tune_is_repeated_at_a_lower_rate_and_then_left_out(setu
     assert "is not fine-tuned" in caplog.text
 
 
+# ---- many trials
+
+
+def test_memory_stays_level_over_many_trials(tmp_path):
+    """A small form of `benchmarks/faults/soak.py`."""
+    found = soak(tmp_path, "random", 60)
+    assert found["trials"] == 60
+    assert found["grew_mb"] < 50
+
+
 # ---- the study's file
 
 
@@ -283,6 +295,17 @@ def test_trials_that_we_did_not_write_are_refused_by_number(tmp_path, key, value
 
 
 # ---- files
+
+
+def test_a_hundred_mutated_files_are_read_or_refused(tmp_path):
+    """A small form of `benchmarks/faults/hostile.py`, which also holds each to a second."""
+    originals, work = tmp_path / "originals", tmp_path / "work"
+    originals.mkdir()
+    work.mkdir()
+    hostile.make_originals(originals)
+    found = hostile.campaign(originals, work, count=104, seed=1, most_seconds=60)
+    assert found["kinds"] == len(hostile.readers())
+    assert found["refused"] > 52
 
 
 def test_json_is_refused_where_readers_disagree(tmp_path):
