@@ -5,7 +5,7 @@ A device measures ONNX models beside a baseline and has a fingerprint. Who asks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from amc.errors import DeviceError, UsageError
@@ -34,6 +34,22 @@ class Device(Protocol):
     def close(self) -> None:
         """Let go of the device."""
         ...
+
+
+def short(provider: str) -> str:
+    """`cuda` of `CUDAExecutionProvider`, and of `CUDA`."""
+    return provider.removesuffix("ExecutionProvider").lower()
+
+
+def check_providers(device: Device, names: Sequence[str]) -> None:
+    """Refuse providers that the device's ONNX Runtime lacks, before anything is measured. Raises DeviceError."""
+    available = sorted(short(name) for name in device.fingerprint()["available"])
+    for name in names:
+        if short(name) not in available:
+            raise DeviceError(
+                f"--latency-providers {name}: the ONNX Runtime of {device.name} has no such provider; it has: "
+                f"{', '.join(available)}"
+            )
 
 
 class LocalDevice:

@@ -31,10 +31,17 @@ class MeasuredLatency:
     name, unit = "latency", "ms"
 
     def __init__(
-        self, model: nn.Module, inputs: Any, structure: Structure, *, batch: int = 1, threads: int = 1
+        self,
+        model: nn.Module,
+        inputs: Any,
+        structure: Structure,
+        *,
+        batch: int = 1,
+        threads: int = 1,
+        providers: Sequence[str] = ("cpu",),
     ) -> None:
         self._model, self._inputs, self._structure = model, inputs, structure
-        self._measure = partial(measure, seconds=SECONDS, batch=batch, threads=threads)
+        self._measure = partial(measure, seconds=SECONDS, batch=batch, threads=threads, providers=providers)
         self._known: dict[tuple[int, ...], float] = {}
 
     def __call__(self, widths: Widths) -> float:

@@ -15,7 +15,7 @@ from amc.export import export_bytes
 from amc.groups import Structure
 from amc.models import Loaded
 from latency.cost import LatencyCost
-from latency.device import Device, TableDevice, open_device
+from latency.device import Device, TableDevice, open_device, short
 from latency.paired import Reading
 from latency.slicing import policy_files
 from latency.table import Conditions, LatencyTable, build_table
@@ -70,7 +70,7 @@ class Bench:
         """
         files = {str(i): self.files(widths) for i, widths in enumerate(policies)}
         settings = self.conditions
-        readings = self.device.measure({"dense": self.dense, **files}, batch=settings.batch, threads=settings.threads)
+        readings = self.device.measure({"dense": self.dense, **files}, **settings.model_dump())
         return {widths: readings[str(i)] for i, widths in enumerate(policies)}
 
     def corrected(self, readings: Mapping[Widths, Reading]) -> Bench:
@@ -129,4 +129,5 @@ def measure_table(
 
 def conditions_of(settings: Settings) -> Conditions:
     """How latency is measured."""
-    return Conditions(batch=settings.latency_batch, threads=settings.latency_threads)
+    names = [short(name) for name in settings.latency_providers]
+    return Conditions(batch=settings.latency_batch, threads=settings.latency_threads, providers=names)

@@ -257,12 +257,12 @@ def accelerator(name: str) -> torch.device:
 
 def check_device(settings: Settings) -> None:
     """Raises a DeviceError, or a UsageError, now rather than after the search, if the device can't be used."""
-    if settings.device != "local":
-        from latency.device import open_device
+    if settings.device != "local" or settings.latency_providers != ("cpu",):
+        from latency.device import check_providers, open_device
 
         device = open_device(settings.device)
         try:
-            device.fingerprint()
+            check_providers(device, settings.latency_providers)
         finally:
             device.close()
 
@@ -320,5 +320,10 @@ def _measured_latency(loaded: Loaded, structure: Structure, settings: Settings) 
     if settings.device != "local":
         raise UsageError("rewards that measure each candidate's latency need --device local")
     return MeasuredLatency(
-        loaded.model, loaded.inputs, structure, batch=settings.latency_batch, threads=settings.latency_threads
+        loaded.model,
+        loaded.inputs,
+        structure,
+        batch=settings.latency_batch,
+        threads=settings.latency_threads,
+        providers=settings.latency_providers,
     )

@@ -159,6 +159,7 @@ def measure_latency(
             {"dense": dense, **models},
             batch=settings.latency_batch,
             threads=settings.latency_threads,
+            providers=settings.latency_providers,
             seed=settings.seed,
             progress=report,
         )

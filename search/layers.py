@@ -49,7 +49,11 @@ def _times(setup: Setup, files: Mapping[str, Path]) -> dict[str, Mapping[str, fl
     device = setup.bench.device if setup.bench else open_device(settings.device)
     if isinstance(device, TableDevice):
         return {}
-    options = {"batch": settings.latency_batch, "threads": settings.latency_threads}
+    options = {
+        "batch": settings.latency_batch,
+        "threads": settings.latency_threads,
+        "providers": settings.latency_providers,
+    }
     try:
         found = profile_layers(device, {name: path.read_bytes() for name, path in files.items()}, **options)
     except (DeviceError, ModelError) as error:

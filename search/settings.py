@@ -234,6 +234,13 @@ class Settings:
     )
     latency_batch: int = option(1, "device", "batch size of latency", parse=whole(1), metavar="N")
     latency_threads: int = option(1, "device", "ONNX Runtime threads of latency", parse=whole(1), metavar="N")
+    latency_providers: tuple[str, ...] = option(
+        ("cpu",),
+        "device",
+        "ONNX Runtime's providers of latency, the preferred first: cpu, cuda, tensorrt, openvino …",
+        nargs="+",
+        metavar="NAME",
+    )
     accelerator: str = option("auto", "device", "where torch runs: auto, cpu, cuda, cuda:1 …", metavar="NAME")
     threads: int | None = option(
         None, "device", "torch's CPU threads (default: all, but one for a tiny model)", parse=whole(1), metavar="N"

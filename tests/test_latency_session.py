@@ -131,3 +131,12 @@ def test_mutated_files_open_or_end_in_our_error(data):
         random_feeds(opened, 1, 0)
     except AmcError as error:
         assert str(error)  # noqa: PT017  (either outcome is right; any other exception fails the test)
+
+
+def test_a_provider_that_the_device_lacks_is_refused_before_anything_is_measured():
+    from latency import open_device
+    from latency.device import check_providers
+
+    check_providers(open_device("local"), ["cpu", "CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match="--latency-providers tpu: the ONNX Runtime of local has no such provider; it"):
+        check_providers(open_device("local"), ["cpu", "tpu"])

@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", metavar="FILE", help="build the latency table of --model, or go on building it")
     parser.add_argument("--profile", action="store_true", help="also where the time goes, by layer")
     parser.add_argument("--energy", action="store_true", help="also joules a run, where this machine counts them")
-    parser.add_argument("--providers", nargs="+", metavar="NAME", help="ONNX Runtime's providers (default cpu)")
     parser.add_argument(
         "--optimization",
         default="all",
@@ -43,12 +42,13 @@ def execute(arguments: argparse.Namespace) -> Any:
         raise UsageError("give ONNX files to compare, or --model NAME --table FILE to build a latency table")
     settings = settings_from(given_settings(arguments))
 
-    from latency.device import open_device
+    from latency.device import check_providers, open_device
     from search.display import Display
 
     display = Display(quiet=arguments.quiet, json=arguments.json)
     device = open_device(settings.device)
     try:
+        check_providers(device, settings.latency_providers)
         if arguments.table:
             return _build(settings, device, Path(arguments.table), arguments, display)
         return _compare(settings, device, arguments, display)
@@ -61,12 +61,12 @@ def _compare(settings: Settings, device: Device, arguments: argparse.Namespace, 
     options = {
         "batch": settings.latency_batch,
         "threads": settings.latency_threads,
-        "providers": arguments.providers,
+        "providers": settings.latency_providers,
         "optimization": arguments.optimization,
     }
     baseline = arguments.files[0]
     if arguments.energy:
-        check_energy(settings, arguments.providers)
+        check_energy(settings)
     with display.bar("measuring") as report:
         readings = device.measure(models, baseline=baseline, seed=settings.seed, progress=report, **options)
     display.show(reading_table(readings, baseline, device.name))
@@ -92,13 +92,13 @@ def _json(reading: Reading) -> dict[str, Any]:
     return {**asdict(reading), "speedup": reading.speedup, "speedup_ci95": list(reading.speedup_ci95)}
 
 
-def check_energy(settings: Settings, providers: list[str] | None) -> None:
+def check_energy(settings: Settings) -> None:
     """Raises a UsageError or DeviceError now, rather than after measuring, if energy can't be measured."""
     if settings.device != "local":
         raise UsageError("--energy reads this machine's own counters: it needs --device local")
     from latency.energy import open_counter
 
-    open_counter(providers)
+    open_counter(settings.latency_providers)
 
 
 def resources(model: bytes, settings: Settings) -> dict[str, Any]:

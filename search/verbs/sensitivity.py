@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amc.errors import RunError
 from search.cli import add_settings, given_settings
-from search.settings import number, read_value, settings_from, whole
+from search.settings import Settings, number, read_value, settings_from, whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,19 +17,28 @@ if TYPE_CHECKING:
     from search.sensitivity import Sensitivity
 
 
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "model": (),
+    "data": (),
+    "search": ("seed",),
+    "groups": (),
+    "score": ("score_batch", "score_lr", "score_images", "calibration_images", "reconstruct"),
+    "device": ("accelerator", "threads"),
+}
+"""Group of settings -> those that shape an analysis; all of them where none is named."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the data, how candidates are scored, and at which keep ratios."""
     analysis = parser.add_argument_group("analysis")
     analysis.add_argument("--ratios", nargs="+", metavar="RATIO", help="keep ratios (default 0.1 0.25 0.5 0.75 0.9)")
     analysis.add_argument(
-        "--steps", default="0", metavar="N", help="steps of a quick fine-tune before a candidate is scored (default 0)"
+        "--steps", default="0", metavar="N", help="steps of fine-tuning before a model is scored (default 0: none)"
     )
     analysis.add_argument("--out", metavar="DIR", help="where the results go (default runs/<time>-<model>-sensitivity)")
-    add_settings(parser, ("model", "data"))
-    add_settings(parser, ("search",), leave_out=("budget", "strategy", "trials", "time_limit", "reward"))
-    add_settings(parser, ("groups",))
-    add_settings(parser, ("score",), leave_out=("score_steps",))
-    add_settings(parser, ("device",), leave_out=("device", "latency_batch", "latency_threads"))
+    for group, names in SETTINGS.items():
+        others = [f.name for f in fields(Settings) if f.metadata["group"] == group and f.name not in names]
+        add_settings(parser, (group,), leave_out=others if names else ())
 
 
 def execute(arguments: argparse.Namespace) -> Any:
