@@ -85,7 +85,7 @@ class Evaluator:
         seed: int = 0,
     ) -> None:
         self.settings = s = settings or ScoreSettings()
-        self.model, self.structure, self.order, self._layout = model, structure, order, layout
+        self.model, self.structure, self.order, self.layout = model, structure, order, layout
         device = device_of(model)
         self._training: list[Batch] = []
         self._calibration: list[Batch] = []
@@ -179,7 +179,7 @@ class Evaluator:
         kept = kept_units(self.order, widths)
         sliced = slim(self.model, self.structure, kept)
         refit(sliced, self.structure, self._grams, kept)
-        return arranged(sliced, self._layout)
+        return arranged(sliced, self.layout)
 
     def recalibrate(self, model: nn.Module) -> None:
         """Recalibrates a model's batch norm in place, as for the score."""
@@ -229,7 +229,8 @@ def in_memory(
 ) -> list[Batch]:
     """`count` examples of a split (all, if it has fewer) as batches on the device; the same ones for the same seed."""
     chosen = np.random.default_rng(seed).permutation(len(split))[:count]
-    parts = np.array_split(chosen, max(-(-len(chosen) // batch), 1))  # equal ones: each counts the same in a batch norm
+    # Equal ones: each counts the same in a batch norm.
+    parts = np.array_split(chosen, -(-len(chosen) // batch)) if len(chosen) else []
     return [to_device(split.batch(part), device) for part in parts]
 
 

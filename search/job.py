@@ -288,7 +288,10 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
 
 
 def _chooser(directory: RunDirectory, setup: Setup) -> Chooser:
-    """Who chooses the policy that the search ends with; without training examples, by the score alone."""
+    """Who chooses the policy that the search ends with; by the score alone without training examples.
+
+    And in a study that processes share, each of which would make its own anchors.
+    """
     settings, evaluator = setup.settings, setup.evaluator
     share = settings.anchor_share if evaluator.trains and settings.storage is None else 0.0
     images = (settings.score_images or len(setup.data.val)) + settings.calibration_images
