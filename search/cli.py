@@ -156,14 +156,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = importlib.import_module(VERBS[verb][1]).execute(parsed)
         if as_json:
             print(json.dumps(result, allow_nan=False))
+        sys.stdout.flush()  # a reader that has gone is met here, not when the interpreter ends
         return 0
     except AmcError as error:
         return _fail(str(error), error.exit_status, as_json)
     except KeyboardInterrupt:
         return _fail("stopped", Interrupted.exit_status, as_json)
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read has seen enough, as in `amc groups | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 0
     except Exception as error:
         cause: BaseException
         if "--verbose" in words:

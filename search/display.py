@@ -45,6 +45,22 @@ class Pace:
         return True
 
 
+class _Results(Console):
+    """Standard output; where nobody reads on, as in `amc groups | head`, the program ends quietly."""
+
+    def on_broken_pipe(self) -> None:
+        """Lets `main` end the program; rich would call it a failure."""
+        raise BrokenPipeError
+
+
+class _Messages(Console):
+    """Standard error; where nobody reads on, the run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Says no more."""
+        self.quiet = True
+
+
 class Display:
     """Where progress, messages and results go.
 
@@ -54,9 +70,9 @@ class Display:
     def __init__(self, *, quiet: bool = False, json: bool = False, verbose: bool = False) -> None:
         self.quiet = quiet or json
         self.verbose = verbose and not self.quiet
-        self.messages = Console(stderr=True, quiet=self.quiet, highlight=False, soft_wrap=True)
+        self.messages = _Messages(stderr=True, quiet=self.quiet, highlight=False, soft_wrap=True)
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
-        self.results = Console(quiet=json, highlight=False, soft_wrap=True, width=width)
+        self.results = _Results(quiet=json, highlight=False, soft_wrap=True, width=width)
 
     @property
     def moving(self) -> bool:

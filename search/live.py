@@ -112,7 +112,7 @@ class SearchView:
         self._warned = True
         left, final = self.left, final_seconds(self.settings, self.per_trial, self.examples)
         if left is not None and left + final > LONG:
-            self.display.say(notice(self.per_trial, left, final, self.trials))
+            self.display.say(notice(self.per_trial, left, final, self.trials, self.settings))
 
     # ---- what it looks like
 
@@ -210,13 +210,19 @@ def watching(
         setup.evaluator.watch = lambda rung, done, total: None
 
 
-def notice(per_trial: float, left: float, final: float, trials: int | None) -> str:
+def notice(per_trial: float, left: float, final: float, trials: int | None, settings: Settings) -> str:
     """That a run takes long, and what to do about it."""
     then = f", then about {duration(final)} of fine-tuning" if final >= 1 else ""
-    fewer = f"--trials {max(trials // 4, 1)}, " if trials and trials > 1 else ""
+    ways = [f"--trials {trials // 4}"] if trials and trials >= 8 else []
+    ways += ["--time-limit 5m"] if left > 300 else []
+    ways += [f"--score-steps {settings.score_steps // 2}"] if settings.score_steps >= 4 else []
+    ways += (
+        [f"--finetune-epochs {settings.finetune_epochs // 4}"] if final > 60 and settings.finetune_epochs >= 4 else []
+    )
     return (
         f"this takes a while: about {duration(left)} of search to go, at {duration(per_trial)} a trial{then}. "
-        f"Shorter: {fewer}--time-limit 5m, --score-steps 10, --finetune-epochs 2. Ctrl-C stops it; --resume goes on."
+        + (f"Shorter: {', '.join(ways)}. " if ways else "")
+        + "Ctrl-C stops it; --resume goes on."
     )
 
 

@@ -158,6 +158,7 @@ def _resolved(setup: Setup) -> dict[str, Any]:
         "accelerator": str(next(setup.loaded.model.parameters()).device),
         "threads": torch.get_num_threads(),
         "augment": list(setup.augment),
+        "normalization": _normalization(setup.data.val),
         "train_examples": _length(setup.data.train),
         "val_examples": _length(setup.data.val),
         "test_examples": _length(setup.data.test),
@@ -167,6 +168,12 @@ def _resolved(setup: Setup) -> dict[str, Any]:
         ],
         "frozen": [{"name": frozen.name, "reason": frozen.reason} for frozen in setup.structure.frozen],
     }
+
+
+def _normalization(split: Split) -> dict[str, list[float]] | None:
+    """The mean and standard deviation of each image channel that were used, in [0, 1]; None for data as they come."""
+    used = getattr(split, "normalize", None)
+    return None if used is None else {"mean": list(used.mean), "std": list(used.std)}
 
 
 def _length(split: Split | None) -> int | None:

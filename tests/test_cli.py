@@ -262,3 +262,28 @@ def test_a_users_own_packages_of_our_names_do_not_get_in_the_way(tmp_path):
     words = ["--model", "own.py:net", "--budget", "flops=0.5", "--out", "run", "--strategy", "ddpg", *QUICK]
     done = subprocess.run([*program, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly():
+    words = [
+        sys.executable,
+        str(ROOT / "search.py"),
+        "groups",
+        "--model",
+        "resnet20",
+        "--input-shape",
+        "1",
+        "3",
+        "32",
+        "32",
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 0
+
+
+def test_the_settings_hold_the_normalization_that_was_used(run):
+    used = json.loads((run / "settings.json").read_text())["resolved"]["normalization"]
+    normalize = load_data("digits").val.normalize
+    assert used == {"mean": list(normalize.mean), "std": list(normalize.std)}

@@ -183,7 +183,9 @@ def view_of(said: list[str], *, trials: int | None, time_limit: float | None, **
     problem, _ = concave(6)
     shown = Display(verbose=True)
     shown.say = said.append
-    chosen = settings_from({"budget": "flops=0.5", "trials": trials, "time_limit": time_limit, **settings})
+    chosen = settings_from(
+        {"budget": "flops=0.5", "trials": trials, "time_limit": time_limit, "score_steps": 30, **settings}
+    )
     return SearchView(shown, problem, chosen, "iou", trials, time_limit, examples=1280)
 
 
@@ -213,7 +215,7 @@ def test_a_long_run_says_so_first_and_how_to_shorten_it(clock):
     # 199 more at 12 s; 2 fine-tunings of 10 epochs of 10 steps, a step at 12 s / 30.
     assert notices == [
         "this takes a while: about 39 min 48 s of search to go, at 12 s a trial, then about 1 min 20 s of fine-tuning. "
-        "Shorter: --trials 50, --time-limit 5m, --score-steps 10, --finetune-epochs 2. Ctrl-C stops it; "
+        "Shorter: --trials 50, --time-limit 5m, --score-steps 15, --finetune-epochs 2. Ctrl-C stops it; "
         "--resume goes on."
     ]
     assert said[0].startswith("trial 1: iou ")

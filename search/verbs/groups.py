@@ -58,8 +58,8 @@ def parts(found: Overview, *, width: int = WIDTH, members: int | None = SHOWN_ME
     if found.estimate:
         estimate = found.estimate
         yield (
-            f"search time: about {_duration(estimate.seconds)} ({estimate.trials} policies, "
-            f"{estimate.seconds_per_trial:.2g} s each on this machine), without the final fine-tuning"
+            f"search time: about {_duration(estimate.seconds)}, for {estimate.trials} trials of "
+            f"{estimate.seconds_per_trial:.2g} s, which is what one took just now; the final fine-tuning comes on top"
         )
     elif found.data is None:
         yield "search time: give --data to have it estimated"
