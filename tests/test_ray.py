@@ -24,7 +24,7 @@ TINY = Path(__file__).parent.parent / "benchmarks" / "faults" / "tiny.py"
 SETTINGS = Settings(
     model=f"{TINY}:net", data=f"{TINY}:data", budget=("flops=0.5",), score_steps=1, threads=1, engine="ray", workers=3
 )
-TRIALS = 12
+TRIALS = 8
 
 
 @pytest.fixture(scope="module")
