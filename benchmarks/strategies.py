@@ -75,7 +75,7 @@ def problem_of(name: str, seed: int) -> tuple[Problem, Callable[[Any], float], f
 
 
 def run(name: str, strategy: str, trials: int, seed: int) -> dict[str, Any]:
-    """One search. `own_seconds`: CPU time of a trial, whose score takes next to none; `curve`: what was found by when."""
+    """One search. `own_seconds`: CPU time of a trial, whose score takes next to none; `curve`: what was found when."""
     problem, truth, top = problem_of(name, seed)
     curve: dict[int, float] = {}
 
@@ -169,8 +169,8 @@ What the tables show at 30 and 100 trials. Where intervals overlap, nothing is s
 These problems have known optima and cost nothing to score. They say how well a strategy climbs, not that a network's
 score is worth climbing. Points are hundredths of accuracy; `±` is half a 95 % interval of the mean over seeds
 (Student). `auto`, `sensitivity` and their surrogate were designed on `concave` and `staged`, with other seeds than the
-tables'; `noisy` and `deep` played no part in it. Times of `ddpg` were taken on the clock of a machine that was busy with
-other work, so they are far too long; `benchmarks/overhead.py` takes the processor's.
+tables'; `noisy` and `deep` played no part in it. Times of `ddpg` were taken on the clock of a machine that was busy
+with other work, so they are far too long; `benchmarks/overhead.py` takes the processor's.
 """
 
 

@@ -9,6 +9,7 @@ policy is asked again.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ def _connect(ray: Any, settings: Settings) -> None:
         if settings.address:
             ray.init(address=settings.address, **options)
         else:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # these are the run itself, not work beside it
             cpus = settings.workers * (settings.threads or 1)  # by Ray's count, which need not be the machine's
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:

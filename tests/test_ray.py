@@ -36,6 +36,7 @@ def setup():
 def cluster():
     from ray.cluster_utils import Cluster
 
+    os.environ["RAY_worker_niceness"] = "0"  # Ray's own, 15, is for ever on a machine that is busy
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     yield cluster
     ray.shutdown()
