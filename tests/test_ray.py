@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +32,10 @@ def setup():
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_worker_niceness"] = "0"  # Ray's own, 15, is for ever on a machine that is busy
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's own, 15, is for ever on a machine that is busy
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     yield cluster
     ray.shutdown()
@@ -113,8 +112,8 @@ def test_what_a_worker_asks_of_the_cluster():
         resources(replace(SETTINGS, accelerator="cuda"), nodes({"CPU": 8.0}))
 
 
-def test_a_cluster_that_is_not_there_is_a_user_error(setup, tmp_path):
-    os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", "1")
+def test_a_cluster_that_is_not_there_is_a_user_error(setup, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
     with pytest.raises(UsageError, match="--address"):
         ray_pool(replace(setup, settings=replace(SETTINGS, address="127.0.0.1:1")), tmp_path / "x")
     assert not ray.is_initialized()
