@@ -38,6 +38,9 @@ CALM = 1.15
 ENOUGH_CALM = 0.2
 """Where fewer of the rounds than this are calm, all count: the machine is busy throughout."""
 
+WIDE = 0.04
+"""An interval is wide when its ends are this far apart, as a fraction of the ratio."""
+
 Model = str | os.PathLike[str] | bytes
 Progress = Callable[[int, int, str], None]
 
@@ -93,7 +96,8 @@ def measure(
     """Time ONNX models (paths or bytes) in this process, each paired and interleaved with the baseline.
 
     Rounds go on until the ratio's standard error is under `tightness` or a model has taken `seconds`, in `passes` that
-    open the sessions anew. Readings whose baseline drifted between passes are taken again, up to `tries` times in all.
+    open the sessions anew. Readings whose baseline drifted between passes are taken again, and those whose interval is
+    wide still (a busy machine lets few rounds through) go on, up to `tries` times in all.
 
     Raises:
         UsageError: the baseline is not among the models, or a setting is out of range.
@@ -144,17 +148,23 @@ def readings(
     take: Callable[[Mapping[str, bytes]], Mapping[str, list[list[list[float]]]]],
     tries: int,
 ) -> dict[str, Reading]:
-    """Readings of all models through `take`; those that saw the baseline drift are taken again, up to `tries` times."""
-    found = {name: summarize(passes) for name, passes in take(models).items()}
+    """Readings of all models through `take`, up to `tries` times.
+
+    One that saw the baseline drift is taken again, and the steadier counts; one whose interval is wide goes on.
+    """
+    passes = {name: list(taken) for name, taken in take(models).items()}
+    found = {name: summarize(taken) for name, taken in passes.items()}
     for _ in range(tries - 1):
-        again = {name for name, reading in found.items() if reading.drift > DRIFT and name != baseline}
-        if not again:
+        again = {name for name, reading in found.items() if reading.drift > DRIFT or _spread(reading) > WIDE}
+        if not again - {baseline}:
             break
         chosen = {name: models[name] for name in models if name in again or name == baseline}
-        for name, passes in take(chosen).items():
-            reading = summarize(passes)
-            if (reading.drift, _spread(reading)) < (found[name].drift, _spread(found[name])):
-                found[name] = reading
+        for name, taken in take(chosen).items():
+            if found[name].drift <= DRIFT:
+                passes[name] += taken
+                found[name] = summarize(passes[name])
+            elif summarize(taken).drift < found[name].drift:
+                passes[name], found[name] = list(taken), summarize(taken)
     # The baseline against itself is 1 by definition; its rounds serve its own times.
     found[baseline] = replace(found[baseline], ratio=1.0, ratio_ci95=(1.0, 1.0))
     return {name: found[name] for name in models}

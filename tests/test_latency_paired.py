@@ -65,7 +65,7 @@ def test_outliers_do_not_move_the_ratio():
 
 def test_a_reading_whose_baseline_drifted_is_taken_again_and_the_steadier_one_counts():
     calls = []
-    steady, drifting = passes(0.5), passes(0.7, speed=(1.0, 1.5, 2.2, 3.3))
+    steady, drifting = passes(0.5, noise=0.005), passes(0.7, speed=(1.0, 1.5, 2.2, 3.3))
 
     def take(models):
         calls.append(sorted(models))
@@ -200,3 +200,17 @@ def test_a_machine_that_is_busy_throughout_is_still_measured():
     rng = np.random.default_rng(0)
     times = [[ours, 0.5 * ours] for ours in np.exp(rng.standard_normal(100))]
     assert paired.summarize([times]).ratio == pytest.approx(0.5)
+
+
+def test_a_wide_interval_gets_more_passes_until_it_is_narrow():
+    calls = itertools.count()
+
+    def take(models):
+        seed = next(calls)
+        return {name: passes(0.7, noise=0.04, seed=seed) for name in models}
+
+    found = paired.readings({"dense": b"", "a": b""}, "dense", take, tries=9)["a"]
+    assert 1 < next(calls) < 9
+    low, high = found.ratio_ci95
+    assert (high - low) / found.ratio <= paired.WIDE
+    assert found.rounds > 60
