@@ -1,0 +1,263 @@
+"""Does searching pay? Policies of equal FLOPs by our strategies, plain rules and peers, all fine-tuned the same way.
+
+    python benchmarks/headline.py search --model resnet20 --weights resnet20.pt --data imagefolder:DIR --strategy auto
+    python benchmarks/headline.py finetune --model resnet20 --weights resnet20.pt --data imagefolder:DIR --seeds 3
+    python benchmarks/summary.py
+
+`search` finds a policy by a strategy of ours, by a rule (`uniform`, `global-l1`, `global-bn_scale`: one threshold for
+all layers) or by a peer (`fastnas`: `pip install --no-deps nvidia-modelopt omegaconf pulp` and what these ask for), and
+keeps it with its search time in `benchmarks/results/headline-MODEL.json`. `finetune` trains every policy there for
+every seed that it lacks, so both can be stopped and started again. The last writes `docs/benchmarks.md`.
+
+Only channels inside blocks are pruned, as all peers do. Fine-tuning starts from the plain slice (channels by L1): two
+epochs of SGD with Nesterov momentum 0.9 and weight decay 1e-4, one-cycle rate peaking at 0.02 after a tenth, batches of
+128, one random crop a batch (padding 4) and a flip an image. Accuracy is on the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from amc.data import IMAGENET_MEAN, IMAGENET_STD
+from amc.evaluate import accuracy, batches_of, kept_units
+from amc.files import read_json, write_atomic
+from amc.finetune import Batch, Split, train
+from amc.importance import rank
+from amc.layout import arranged
+from amc.seeding import seeded
+from amc.slim import slim
+from search import run
+from search.compose import Setup, compose
+from search.settings import settings_from
+from search.strategies import STRATEGIES
+
+RESULTS = Path(__file__).parent / "results"
+INNER = ("*.conv1:out",)
+BUDGET = "flops=0.5"
+EPOCHS, BATCH, RATE, RISE = 2, 128, 0.02, 0.1
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What every search here has in common."""
+    return {
+        "model": args.model,
+        "weights": args.weights,
+        "data": args.data,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "budget": BUDGET,
+        "only": INNER,
+        "threads": args.threads,
+    }
+
+
+# ---- search
+
+
+def search(args: argparse.Namespace) -> None:
+    """Finds one policy, and keeps it."""
+    start = time.perf_counter()
+    if args.strategy == "fastnas":
+        widths, note = fastnas(compose(settings_from(settings(args)))), {}
+    elif args.strategy.startswith("global-"):
+        widths, note = one_threshold(compose(settings_from(settings(args))), args.strategy.removeprefix("global-")), {}
+    else:
+        limits = {"trials": args.trials} if args.trials else {"time_limit": args.time_limit}
+        more = {"strategy": args.strategy, "seed": args.seed, "finetune_epochs": 0, **limits}
+        with tempfile.TemporaryDirectory() as folder:
+            result = run(out=Path(folder, "run"), **settings(args), **more)
+            found = read_json(Path(folder, "run", "result.json"))
+        widths = {group.name: group.width for group in result.policy.groups}
+        note = {"trials": found["search"]["trials"], "spearman": found["proxy"]["spearman"]}
+    kept = load(args.model)
+    kept["policies"][args.name or args.strategy] = {
+        "widths": widths,
+        "search_seconds": time.perf_counter() - start,
+        **note,
+    }
+    save(args.model, kept)
+    print(args.strategy, widths)
+
+
+def one_threshold(setup: Setup, criterion: str) -> dict[str, int]:
+    """Widths that one threshold on the importance of all channels gives, the highest that meets the budget."""
+    scores = {}
+    for group in setup.problem.groups:
+        layer = setup.loaded.model.get_submodule(group.name)
+        if criterion == "bn_scale":
+            layer = setup.loaded.model.get_submodule(group.name.replace("conv", "bn"))
+            scores[group.name] = layer.weight.detach().abs().numpy()
+        else:
+            scores[group.name] = layer.weight.detach().abs().mean(dim=(1, 2, 3)).numpy()
+
+    def widths(threshold: float) -> list[int]:
+        return [max(int((scores[g.name] > threshold).sum()), g.floor) for g in setup.problem.groups]
+
+    thresholds = sorted(np.concatenate(list(scores.values())).tolist())
+    low, high = 0, len(thresholds) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if setup.problem.budget.met(widths(thresholds[middle])) else (middle + 1, high)
+    return setup.problem.named(widths(thresholds[low]))
+
+
+class TraceableBlock(nn.Module):
+    """A residual block without a decision in `forward`, which ModelOpt's tracer asks for."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
+        self.stride, self.missing = block.conv1.stride[0], block.conv2.out_channels - block.conv1.in_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images to images."""
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.missing:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.missing // 2, self.missing // 2))
+        return F.relu(y + x)
+
+
+class Traceable(nn.Module):
+    """A CIFAR ResNet of such blocks, on the parts of a given one."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.linear = model.conv1, model.bn1, model.linear
+        stages = (model.layer1, model.layer2, model.layer3)
+        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*map(TraceableBlock, stage)) for stage in stages)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images to logits."""
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(x.mean((2, 3)))
+
+
+def fastnas(setup: Setup) -> dict[str, int]:
+    """NVIDIA ModelOpt's FastNAS, scoring 1,000 images of the search split, its channels in steps of one."""
+    import modelopt.torch.prune as mtp
+
+    images = setup.data.val.batch(np.random.default_rng(0).permutation(len(setup.data.val))[:1000])
+    model, names = Traceable(setup.loaded.model), [group.name for group in setup.problem.groups]
+    ratios = tuple(i / 16 for i in range(1, 17))
+    rules = {
+        "nn.Conv2d": {"*": {"channels_ratio": ratios, "channel_divisor": 1, "kernel_size": ()}},
+        "nn.BatchNorm2d": {"*": {"features_ratio": ratios, "feature_divisor": 1}},
+    }
+    train_split = setup.data.train
+    assert train_split is not None
+    loader = [train_split.batch(range(i, i + BATCH)) for i in range(0, 20 * BATCH, BATCH)]
+    with tempfile.TemporaryDirectory() as folder:
+        pruned, _ = mtp.prune(
+            model=model,
+            mode=[("fastnas", rules)],
+            constraints={"flops": "50%"},
+            dummy_input=setup.loaded.inputs[0],
+            config={
+                "data_loader": loader,
+                "collect_func": lambda batch: batch[0],
+                "score_func": lambda candidate: accuracy(candidate, [images]),
+                "checkpoint": str(Path(folder, "fastnas.pth")),
+            },
+        )
+    return {name: pruned.get_submodule(name).out_channels for name in names}
+
+
+# ---- fine-tune
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Trains what has no result yet."""
+    setup = compose(settings_from(settings(args)))
+    kept = load(args.model)
+    order = rank(setup.loaded.model, setup.structure, "l1")
+    assert setup.data.test is not None
+    for seed in range(args.seeds):
+        for name, policy in kept["policies"].items():
+            done = policy.setdefault("test", {})
+            if str(seed) in done or (args.only and name not in args.only):
+                continue
+            model = slim(setup.loaded.model, setup.structure, kept_units(order, policy["widths"]))
+            policy["flops"] = setup.costs["flops"](setup.problem.widths(policy["widths"])) / setup.costs["flops"](
+                [group.channels for group in setup.problem.groups]
+            )
+            recovered(model, setup.data.train, seed)
+            done[str(seed)] = accuracy(model, batches_of(setup.data.test))
+            save(args.model, kept)
+            print(name, seed, done[str(seed)], flush=True)
+    if "dense" not in kept:
+        kept["dense"] = accuracy(setup.loaded.model, batches_of(setup.data.test))
+        save(args.model, kept)
+
+
+def recovered(model: nn.Module, split: Split | None, seed: int) -> None:
+    """The recipe at the head of this file, in place."""
+    assert split is not None
+    steps = EPOCHS * (len(split) // BATCH)
+    with seeded(seed, "headline"):
+        train(arranged(model, torch.channels_last), drawn(split, steps, seed), steps=steps, lr=RATE)
+
+
+def drawn(split: Split, steps: int, seed: int) -> Iterator[Batch]:
+    """Batches with one crop each."""
+    rng, order = np.random.default_rng(seed), np.empty(0, np.int64)
+    for _ in range(steps):
+        order = order if len(order) >= BATCH else rng.permutation(len(split))
+        images, labels = split.batch(order[:BATCH])
+        order = order[BATCH:]
+        y, x = rng.integers(0, 9, 2)
+        images = F.pad(images, (4, 4, 4, 4))[:, :, y : y + images.shape[2], x : x + images.shape[3]]
+        flipped = torch.from_numpy(rng.random(len(images)) < 0.5).view(-1, 1, 1, 1)
+        yield torch.where(flipped, images.flip(3), images), labels
+
+
+# ---- results
+
+
+def load(model: str) -> dict[str, Any]:
+    """The results so far."""
+    path = RESULTS / f"headline-{model}.json"
+    return json.loads(path.read_text()) if path.exists() else {"model": model, "budget": BUDGET, "policies": {}}
+
+
+def save(model: str, kept: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    write_atomic(RESULTS / f"headline-{model}.json", json.dumps(kept, indent=1) + "\n")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, run_verb in (("search", search), ("finetune", finetune)):
+        sub = verbs.add_parser(verb)
+        sub.set_defaults(run=run_verb)
+        sub.add_argument("--model", required=True)
+        sub.add_argument("--weights", required=True)
+        sub.add_argument("--data", required=True)
+        sub.add_argument("--threads", type=int)
+    one, all_ = verbs.choices["search"], verbs.choices["finetune"]
+    rules = ("global-l1", "global-bn_scale", "fastnas")
+    one.add_argument("--strategy", required=True, choices=(*STRATEGIES, *rules))
+    one.add_argument("--name", help="of the policy in the results (default: the strategy's)")
+    one.add_argument("--trials", type=int)
+    one.add_argument("--time-limit", type=float, default=600.0, help="seconds")
+    one.add_argument("--seed", type=int, default=0)
+    all_.add_argument("--seeds", type=int, default=3)
+    all_.add_argument("--only", nargs="*", help="names of policies")
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Which cheap score tells which policy will be best after fine-tuning? Rung by rung, on policies whose end is known.
+
+    python benchmarks/scores.py --model resnet20 --weights resnet20.pt --data imagefolder:DIR --policies FILE
+
+FILE is JSON: `{"policies": [{"name": …, "widths": [one a block], "val": …, "test": …}]}`, accuracies after a full
+fine-tune that the scores never see. Figures are kept in `benchmarks/results/scores-MODEL.json` as they are made, so the
+command can be stopped and started again; `python benchmarks/summary.py` writes `docs/benchmarks.md` from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amc.data import IMAGENET_MEAN, IMAGENET_STD
+from amc.evaluate import Evaluator, ScoreSettings
+from amc.files import write_atomic
+from search.compose import Setup, compose
+from search.settings import settings_from
+
+RESULTS = Path(__file__).parent / "results"
+RUNGS = {
+    "as sliced": ScoreSettings(steps=0, calibration=0),
+    "batch norm recalibrated": ScoreSettings(steps=0),
+    "8 steps": ScoreSettings(steps=8),
+    "30 steps": ScoreSettings(steps=30),
+    "120 steps": ScoreSettings(steps=120),
+    "refitted": ScoreSettings(steps=0, reconstruct=True),
+    "refitted, 8 steps": ScoreSettings(steps=8, reconstruct=True),
+}
+
+
+def main() -> None:
+    """Scores every policy by every rung that has no figure yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--model", "--weights", "--data", "--policies"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--rungs", nargs="*", default=list(RUNGS), choices=list(RUNGS))
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    setup = compose(
+        settings_from(
+            {
+                "model": args.model,
+                "weights": args.weights,
+                "data": args.data,
+                "mean": IMAGENET_MEAN,
+                "std": IMAGENET_STD,
+                "budget": "flops=0.5",
+                "only": ("*.conv1:out",),
+                "threads": args.threads,
+            }
+        )
+    )
+    path = RESULTS / f"scores-{args.model}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"model": args.model, "policies": {}}
+    for policy in json.loads(Path(args.policies).read_text())["policies"]:
+        kept["policies"].setdefault(policy["name"], described(setup, policy))
+    for rung in args.rungs:
+        evaluator = evaluator_of(setup, RUNGS[rung])
+        for name, row in kept["policies"].items():
+            if rung in row["scores"]:
+                continue
+            start = time.perf_counter()
+            score = evaluator(setup.problem.named(row["widths"]))
+            row["scores"][rung] = {"accuracy": score, "seconds": time.perf_counter() - start}
+            write_atomic(path, json.dumps(kept, indent=1) + "\n")
+            print(rung, name, score, row["test"], flush=True)
+
+
+def described(setup: Setup, policy: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a policy beside its scores."""
+    costs = {name: setup.costs[name](policy["widths"]) for name in ("flops", "params")}
+    positions = np.array([group.layer.positions for group in setup.problem.groups])
+    return {
+        "widths": policy["widths"],
+        "val": policy["val"],
+        "test": policy["test"],
+        "activations": int(np.array(policy["widths"]) @ positions),
+        **costs,
+        "scores": {},
+    }
+
+
+def evaluator_of(setup: Setup, settings: ScoreSettings) -> Evaluator:
+    """The run's evaluator with another rung's settings."""
+    old = setup.evaluator
+    return Evaluator(
+        old.model,
+        setup.structure,
+        setup.order,
+        train_split=setup.data.train,
+        val_split=setup.data.val,
+        settings=settings,
+        augment=setup.augment,
+        layout=old.layout,
+        seed=setup.settings.seed,
+    )
+
+
+if __name__ == "__main__":
+    main()
