@@ -45,6 +45,7 @@ NOT_OURS = (
     "cd ",
     "pre-commit ",
     "optuna-dashboard ",
+    "tensorboard ",
     "mkdocs ",
     "ruff ",
     "mypy",
@@ -119,7 +120,7 @@ def test_inline_commands_and_options_exist(page):
         if len(words) > 1:
             parser_of(words[0]).parse_args(words[1:])
         assert words[0] in VERBS
-    known = {"--help", "--version", "--strict", "--check"}
+    known = {"--help", "--version", "--strict", "--check", "--hypothesis-profile"}
     known |= {flag for verb in VERBS for action in parser_of(verb)._actions for flag in action.option_strings}
     prose = re.sub(r"```.*?```|^ {4}.*$", "", text, flags=re.DOTALL | re.MULTILINE)
     inline = [
