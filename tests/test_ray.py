@@ -1,4 +1,7 @@
-"""Scoring on a real local Ray of several nodes, one of which is killed; skipped where Ray isn't installed."""
+"""Scoring on a real local Ray of several nodes, one of which is killed; skipped where Ray isn't installed.
+
+Starting a Ray takes a minute, so what needs one is left to `-m slow`.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,7 @@ def searched(setup, executor, on_trial=lambda _: None):
     return result, [(t.params, t.value, t.state) for t in study.trials]
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_has_its_trials_asked_again(setup, cluster, tmp_path):
     _, here = searched(setup, Here(setup.problem))
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -68,6 +72,7 @@ def test_a_node_that_dies_has_its_trials_asked_again(setup, cluster, tmp_path):
     assert there == here
 
 
+@pytest.mark.slow
 def test_an_actor_that_dies_has_its_policy_asked_of_another(setup, tmp_path):
     fresh = compose(SETTINGS)
     pool = ray_pool(replace(fresh, settings=replace(SETTINGS, workers=1)), tmp_path / "needless")
@@ -88,6 +93,7 @@ def test_an_actor_that_dies_has_its_policy_asked_of_another(setup, tmp_path):
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_whole_run_on_ray_finds_what_one_process_finds(tmp_path):
     named = {"model": SETTINGS.model, "data": SETTINGS.data, "budget": "flops=0.5", "score_steps": 1, "threads": 1}
     named |= {"strategy": "random", "trials": 4, "finetune_epochs": 0}
@@ -112,6 +118,7 @@ def test_what_a_worker_asks_of_the_cluster():
         resources(replace(SETTINGS, accelerator="cuda"), nodes({"CPU": 8.0}))
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_a_user_error(setup, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_gcs_rpc_server_connect_timeout_s", "1")
     with pytest.raises(UsageError, match="--address"):
