@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from optuna.trial import TrialState
 from amc.errors import DataError, Interrupted, RunError, UsageError
 from benchmarks.faults.disk import FAULTS, disk_campaign
 from benchmarks.faults.harness import HERE, finished_trials, harness, words
+from benchmarks.faults.hostile import Bomb
 from benchmarks.faults.kills import kill_campaign
 from search import job
 from search.cli import main
@@ -64,7 +66,7 @@ def test_ten_kills_lose_nothing_and_change_nothing(server, tmp_path):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_full_or_broken_disk_stops_the_run_and_harms_nothing(server, tmp_path, fault):
-    found = disk_campaign(server, tmp_path, fault=fault, every=120, trials=2)
+    found = disk_campaign(server, tmp_path, fault=fault, every=45, trials=2)
     assert found["stopped and resumed"] >= 3
 
 
@@ -241,6 +243,20 @@ def test_settings_that_no_run_writes_are_refused_by_field(copy, damage, says, ca
 
 
 # ---- code is named on the command line
+
+
+@pytest.mark.parametrize("place", ["dense.safetensors", "study.db", "settings.json"])
+def test_a_pickle_in_the_run_directory_is_never_executed(copy, tmp_path, place, capsys):
+    bomb = pickle.dumps(Bomb(tmp_path / "boom"))
+    for name in ("model.pt", "agent.zip", "replay_buffer.pkl", place):
+        (copy / name).write_bytes(bomb)
+    for name in ("result.json", "report.html"):
+        (copy / name).unlink()
+    assert main([*RESUME[1:], str(copy)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (tmp_path / "boom").exists()
+    pickle.loads(bomb)
+    assert (tmp_path / "boom").exists()  # it would have
 
 
 def test_a_factory_that_only_a_file_names_is_not_run(finished, tmp_path, monkeypatch, capsys):
