@@ -20,8 +20,9 @@ from latency.table import LatencyTable
 CONTEXTS = (0.25, 0.5, 0.75, 1.0)
 """Levels of all other groups at which a group's own staircase is looked at."""
 POLICIES = 800
-FREE = 0.3
-"""A channel is free when it costs less than this share of the group's average channel."""
+FREE = 0.1
+"""A channel is free when it costs less than this share of the group's average channel. Groups are many: what each gives
+away adds up to this share of all that could be saved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ def _wider(structure: Structure, raw: Predictor, group: int) -> np.ndarray:
         rows += [[*others[:group], width, *others[group + 1 :]] for width in allowed]
     cost = raw(np.array(rows)).reshape(len(CONTEXTS), len(allowed)).mean(axis=0)
     # Ties are never exact among measured values.
-    cost -= FREE * (cost.max() - cost.min()) * np.asarray(allowed) / allowed[-1]
+    cost -= FREE * max(cost[-1] - cost.min(), 0.0) * np.asarray(allowed) / allowed[-1]
     best = np.arange(len(allowed))
     for at in range(len(allowed) - 2, -1, -1):
         best[at] = at if cost[at] < cost[best[at + 1]] else best[at + 1]
