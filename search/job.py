@@ -239,7 +239,6 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
         return make_sampler(settings.strategy, setup.problem, trials=settings.planned_trials(), seed=settings.seed)
 
     study, leases = _open_study(directory, setup, sampler(setup))
-
     if front:
         begin(study, front)
     warm_start(study, setup.problem, settings.warm_start, leases)
@@ -269,7 +268,6 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
                 executor=setup.executor,
                 leases=leases,
             )
-
         if front:
             return with_front(found, study, front, setup.problem)
         with display.bar("checking the score by longer fine-tunes") as report:

@@ -138,5 +138,7 @@ def test_a_provider_that_the_device_lacks_is_refused_before_anything_is_measured
     from latency.device import check_providers
 
     check_providers(open_device("local"), ["cpu", "CPUExecutionProvider"])
-    with pytest.raises(DeviceError, match="--latency-providers tpu: the ONNX Runtime of local has no such provider; it"):
+    with pytest.raises(
+        DeviceError, match="--latency-providers tpu: the ONNX Runtime of local has no such provider; it"
+    ):
         check_providers(open_device("local"), ["cpu", "tpu"])
