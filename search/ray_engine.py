@@ -54,7 +54,7 @@ def ray_pool(setup: Setup, dense_weights: Path) -> RayPool:
         if ours:
             ray.shutdown()
         raise
-    actors = ray.remote(**needs)(Scorer)
+    actors: Any = ray.remote(Scorer).options(**needs)
 
     def start() -> Any:
         return actors.remote(evaluator, settings.seed, settings.threads or 1, settings.accelerator)

@@ -82,7 +82,8 @@ def _empty() -> bytes:
     """The file of a study without trials. Made in memory: on a disk each of its many tables is synced by itself."""
     storage = RDBStorage("sqlite:///:memory:")
     with closing(storage.engine.raw_connection()) as connection:
-        content: bytes = connection.driver_connection.serialize()
+        driver: Any = connection.driver_connection
+        content: bytes = driver.serialize()
     storage.engine.dispose()
     return content
 

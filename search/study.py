@@ -299,6 +299,7 @@ class _Loop:
         asked = self.asked[0]
         trial, score = asked.trial, asked.score
         known = self._problem.recall(trial.params) if score is None else None
+        outcome: Outcome | None
         if known:
             outcome, attributes = known, _stored(known, 0.0, repeat=True)
         else:  # without a score, an earlier trial of the same policy has failed
