@@ -67,7 +67,8 @@ class Layers:
         """The layer of a kernel by its name in the profile: that of a node, or of the value that it puts out."""
         name = kernel.removesuffix("_kernel_time").removesuffix("_nchwc")
         node = self._nodes.get(name) or self._producers.get(name)
-        while node is not None and node.op_type != operator:  # what was fused into the kernel comes after its operator
+        plain = operator.removeprefix("Fused")  # a convolution that takes in an activation becomes a `FusedConv`
+        while node is not None and node.op_type != plain:  # what was fused into the kernel comes after its operator
             node = self._producers.get(node.input[0]) if node.input else None
         return f"[{operator}]" if node is None else self._layer(node)
 

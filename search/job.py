@@ -353,7 +353,7 @@ def _conclude(
         for name, outcome in front.items():
             front_policy(policy, outcome, setup.order).save(new / name)
         summary = result_of(setup, winner, uniform, readings, searched, proxy)
-        summary |= {"layers": layers, "front": front_lines(front)}
+        summary |= {"layers": layers} | ({"front": front_lines(front)} if front else {})
         RunDirectory(new).write_json(RESULT, summary)
     for stale in set(directory.path.glob(f"{FRONT}*.json")) - {directory / name for name in front}:
         stale.unlink()

@@ -54,7 +54,7 @@ def test_help_imports_no_torch_and_lists_every_name():
         (["--budget", "energy=0.5"], "unknown"),
         ([], "--budget is required"),
         (["--budget", "flops=0.5", "--weights", "missing.pt"], "missing.pt"),
-        (["--budget", "flops=0.5", "--strategy", "foo"], "ddpg, nsga2"),
+        (["--budget", "flops=0.5", "--strategy", "foo"], "ddpg, td3, nsga2"),
         (["--budget", "flops=0.5", "--strategy", "ddgp"], "did you mean 'ddpg'"),
         (["--budget", "flops=0.5", "--model", "resnet21"], "or 'resnet20'"),
         (["--budget", "flops=0.5", "--model", "missing.py:net"], "missing.py"),

@@ -59,7 +59,7 @@ def parts(found: Overview, *, width: int = WIDTH, members: int | None = SHOWN_ME
         estimate = found.estimate
         yield (
             f"search time: about {_duration(estimate.seconds)}, for {estimate.trials} trials of "
-            f"{estimate.seconds_per_trial:.2g} s, which is what one took just now; the final fine-tuning comes on top"
+            f"{estimate.seconds_per_trial:.2g} s (one took that just now), and the final fine-tuning"
         )
     elif found.data is None:
         yield "search time: give --data to have it estimated"
