@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from search.anchors import PRIOR
+
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEST = 12
@@ -59,7 +61,7 @@ def scores_section(kept: dict[str, Any]) -> str:
     for rung in rows[0]["scores"]:
         if all(rung in row["scores"] for row in rows):
             score = np.array([row["scores"][rung]["accuracy"] for row in rows])
-            figures = [*worth(score, truth), *worth(standard(score) + 0.25 * params, truth)]
+            figures = [*worth(score, truth), *worth(standard(score) + PRIOR[1] * params, truth)]
             text += f"| {rung} | " + " | ".join(f"{x:.2f}" for x in figures) + " |\n"
     activations = -np.log([row["activations"] for row in rows])
     for name, free in (("parameters kept", params), ("few activations kept", activations)):

@@ -6,10 +6,14 @@ trusted (Spearman's correlation, in `result.json`), and they calibrate it: accur
 regressed on the score and on the parameters that a policy keeps. Capacity is worth something after a long fine-tune on
 some networks and nothing on others, so its weight starts low and follows the anchors. The policy that the search ends
 with has the best calibrated score; the best raw one is the luckiest.
+
+The runs of a sweep share their anchors: what score and capacity are worth is learned from those of all budgets so far,
+each compared with the others of its own budget. The correlation is over a run's own: between budgets, size decides.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -27,7 +31,7 @@ from amc.problem import Outcome, Problem
 from search.run_directory import ANCHORS, RunDirectory
 from search.strategies.moves import Scored, Widths
 from search.strategies.surrogate import Surrogate
-from search.study import SearchResult, outcome_of, told
+from search.study import SearchResult, outcomes
 
 log = logging.getLogger("amc")
 
@@ -81,6 +85,15 @@ class Anchor:
     accuracy: float
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """What another search's anchors were: `(anchors,)` smoothed scores, parameters and accuracies."""
+
+    scores: np.ndarray
+    params: np.ndarray
+    accuracies: np.ndarray
+
+
 def trust(anchors: Sequence[Anchor]) -> float | None:
     """Spearman's rank correlation of score and fine-tuned accuracy; None where too few differ."""
     scores, accuracies = [a.score for a in anchors], [a.accuracy for a in anchors]
@@ -94,8 +107,7 @@ def trust(anchors: Sequence[Anchor]) -> float | None:
 
 def policies(problem: Problem, study: optuna.Study) -> list[Outcome]:
     """The different policies of a study that were scored and are within the budget, in the order of their trials."""
-    outcomes = (outcome_of(problem, t) for t in told(study) if t.value is not None and "repeat" not in t.user_attrs)
-    return [outcome for outcome in outcomes if problem.budget.met(problem.widths(outcome.widths))]
+    return [one for one in outcomes(problem, study) if problem.budget.met(problem.widths(one.widths))]
 
 
 def smoothed(problem: Problem, scored: Sequence[Outcome]) -> np.ndarray:
@@ -107,38 +119,52 @@ def smoothed(problem: Problem, scored: Sequence[Outcome]) -> np.ndarray:
 
 
 def spread(scores: np.ndarray, count: int) -> list[int]:
-    """Indices of `count` anchors: the better half of them from the top, where the choice is made, the rest all over."""
+    """Indices of up to `count` anchors: half of them from the top, where the choice is made, the rest all over."""
     ranked = [int(i) for i in np.argsort(-scores, kind="stable")]
     top = ranked[: count - count // 2]
     rest = ranked[len(top) :]
     places = np.linspace(0, len(rest) - 1, count - len(top) + 1)[1:] * 0.75  # the worst are no news
-    return top + [rest[int(place)] for place in places]
+    return list(dict.fromkeys([*top, *(rest[int(place)] for place in places if rest)]))
 
 
 # ---- what the anchors teach
 
 
 def calibrated(
-    problem: Problem, scored: Sequence[Outcome], scores: np.ndarray, anchors: Sequence[Anchor]
+    problem: Problem,
+    scored: Sequence[Outcome],
+    scores: np.ndarray,
+    anchors: Sequence[Anchor],
+    shared: Sequence[Lessons] = (),
 ) -> np.ndarray:
     """`(policies,)` expected accuracies after the anchors' fine-tune: Bayesian linear regression on the anchors.
 
-    Its prior is the score itself. Without anchors it stays that.
+    Its prior is the score itself. Without anchors it stays that. shared: the anchors of other searches for the same
+    network; each search has an intercept of its own.
     """
     if not anchors:
         return scores
     params = np.log([one.costs["params"] for one in scored])
-    features = np.stack([(x - x.mean()) / max(float(x.std()), 1e-9) for x in (scores, params)], axis=1)
+    unit, span = (max(float(x.std()), 1e-9) for x in (scores, params))
+    features = np.stack([(scores - scores.mean()) / unit, (params - params.mean()) / span], axis=1)
     place = {problem.widths(one.widths): i for i, one in enumerate(scored)}
     seen = features[[place[anchor.widths] for anchor in anchors]]
-    unit, centre = max(float(scores.std()), 1e-9), seen.mean(axis=0)
     accuracies = np.array([anchor.accuracy for anchor in anchors]) / unit
-    residual = accuracies - accuracies.mean() - (seen - centre) @ PRIOR
-    _, weights = max((_posterior(seen - centre, residual, noise) for noise in NOISES), key=lambda found: found[0])
-    expected = (features - centre) @ (PRIOR + weights)
-    for anchor, left in zip(anchors, residual - (seen - centre) @ weights, strict=True):
+    x, residual = seen - seen.mean(axis=0), accuracies - accuracies.mean()
+    others = [_centred(lessons, unit, span) for lessons in shared]
+    every_x = np.concatenate([x, *(other_x for other_x, _ in others)])
+    every_residual = np.concatenate([residual, *(other for _, other in others)]) - every_x @ PRIOR
+    _, weights = max((_posterior(every_x, every_residual, noise) for noise in NOISES), key=lambda found: found[0])
+    expected = (features - seen.mean(axis=0)) @ (PRIOR + weights)
+    for anchor, left in zip(anchors, residual - x @ (PRIOR + weights), strict=True):
         expected[place[anchor.widths]] += OWN * left
     return np.asarray(unit * (accuracies.mean() + expected))
+
+
+def _centred(lessons: Lessons, unit: float, span: float) -> tuple[np.ndarray, np.ndarray]:
+    """`(anchors, 2)` features and `(anchors,)` accuracies about their means, in the units of the search at hand."""
+    x = np.stack([lessons.scores / unit, np.log(lessons.params) / span], axis=1)
+    return x - x.mean(axis=0), (lessons.accuracies - lessons.accuracies.mean()) / unit
 
 
 def _posterior(x: np.ndarray, y: np.ndarray, noise: float) -> tuple[float, np.ndarray]:
@@ -154,21 +180,41 @@ def _posterior(x: np.ndarray, y: np.ndarray, noise: float) -> tuple[float, np.nd
 
 
 class _Kept(BaseModel):
-    """One anchor as stored."""
+    """One anchor as stored. score: smoothed, once the search has ended."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
     widths: dict[str, int]
     steps: Annotated[int, Field(ge=1)]
     accuracy: float
     seconds: Annotated[float, Field(ge=0)]
+    score: float | None = None
 
 
 class _File(BaseModel):
-    """`anchors.json`."""
+    """`anchors.json`. shared: those of the runs before this one in its sweep, a run each."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     schema_version: Literal[1] = 1
     anchors: tuple[_Kept, ...] = Field(default=(), strict=False)
+    shared: tuple[Annotated[tuple[_Kept, ...], Field(strict=False)], ...] = Field(default=(), strict=False)
+
+
+def hand_on(source: RunDirectory, target: RunDirectory) -> None:
+    """Lets a run that begins learn from the anchors of a finished one, and of those that this one learned from."""
+    found = _read(source)
+    shared = [*found.shared, tuple(kept for kept in found.anchors if kept.score is not None)]
+    if any(shared):
+        target.write_json(ANCHORS, _File(shared=tuple(run for run in shared if run)).model_dump())
+
+
+def _read(directory: RunDirectory) -> _File:
+    if not (directory / ANCHORS).exists():
+        return _File()
+    try:
+        return _File.model_validate(directory.read_json(ANCHORS))
+    except ValidationError as error:
+        log.warning("%s is not what a run writes, and is made again: %s", ANCHORS, error.errors()[0]["msg"])
+        return _File()
 
 
 class Chooser:
@@ -181,9 +227,10 @@ class Chooser:
         self, directory: RunDirectory, train: Train, *, score_steps: int, share: float, rest: float = 0.0
     ) -> None:
         self._directory, self._train, self._score_steps, self._rest = directory, train, score_steps, rest
-        self._kept = self._read()
+        found = _read(directory)
+        self._kept, self._shared = list(found.anchors), found.shared
         self.anchors: tuple[Anchor, ...] = ()
-        self.steps, self.share = 0, share
+        self.steps, self.shared, self.share = 0, 0, share
 
     def choose(
         self, problem: Problem, study: optuna.Study, found: SearchResult, report: Callable[[int, int], object]
@@ -201,7 +248,10 @@ class Chooser:
         chosen = [scored[i] for i in spread(scores, planned.count)] if planned.count else []
         self.anchors = tuple(self._anchored(problem, chosen, report))
         self._say()
-        expected = calibrated(problem, scored, scores, self.anchors)
+        self._note_scores(problem, scored, scores)
+        lessons = self._lessons(problem) if self.anchors else []
+        self.shared = sum(len(one.scores) for one in lessons)
+        expected = calibrated(problem, scored, scores, self.anchors, lessons)
         rewards = [problem.reward(float(a), one.costs, problem.budget) for a, one in zip(expected, scored, strict=True)]
         spent = sum(kept.seconds for kept in self._kept)
         return replace(
@@ -217,6 +267,7 @@ class Chooser:
             "spearman": trust(self.anchors),
             "samples": len(self.anchors),
             "steps": self.steps,
+            "shared": self.shared,
             "anchors": [{"score": anchor.score, "accuracy": anchor.accuracy} for anchor in self.anchors],
         }
 
@@ -234,7 +285,7 @@ class Chooser:
         return anchors
 
     def _accuracy(self, widths: dict[str, int]) -> float:
-        for kept in self._kept:
+        for kept in itertools.chain(self._kept, *self._shared):
             if kept.widths == widths and kept.steps == self.steps:
                 return kept.accuracy
         start = time.perf_counter()
@@ -243,8 +294,37 @@ class Chooser:
             raise Diverged(f"its accuracy is {accuracy}")
         seconds = time.perf_counter() - start
         self._kept.append(_Kept(widths=widths, steps=self.steps, accuracy=accuracy, seconds=seconds))
-        self._directory.write_json(ANCHORS, _File(anchors=tuple(self._kept)).model_dump())
+        self._write()
         return accuracy
+
+    def _note_scores(self, problem: Problem, scored: Sequence[Outcome], scores: np.ndarray) -> None:
+        """Keeps what the anchors' policies scored, for the runs after this one in a sweep."""
+        chosen = {anchor.widths for anchor in self.anchors}
+        known = [
+            (one.widths, float(score))
+            for one, score in zip(scored, scores, strict=True)
+            if problem.widths(one.widths) in chosen
+        ]
+        for i, kept in enumerate(self._kept):
+            score = next((s for widths, s in known if widths == kept.widths and kept.steps == self.steps), None)
+            self._kept[i] = kept.model_copy(update={"score": score})
+        if self._kept:
+            self._write()
+
+    def _lessons(self, problem: Problem) -> list[Lessons]:
+        """What the shared anchors teach; fine-tuned otherwise, they would teach something else."""
+        found = []
+        for run in self._shared:
+            alike = [kept for kept in run if kept.steps == self.steps and kept.score is not None]
+            if not alike:
+                continue
+            params = [float(problem.costs["params"](problem.widths(kept.widths))) for kept in alike]
+            scores, accuracies = [kept.score for kept in alike], [kept.accuracy for kept in alike]
+            found.append(Lessons(np.array(scores), np.array(params), np.array(accuracies)))
+        return found
+
+    def _write(self) -> None:
+        self._directory.write_json(ANCHORS, _File(anchors=tuple(self._kept), shared=self._shared).model_dump())
 
     def _say(self) -> None:
         correlation = trust(self.anchors)
@@ -258,12 +338,3 @@ class Chooser:
                 len(self.anchors),
                 correlation,
             )
-
-    def _read(self) -> list[_Kept]:
-        if not (self._directory / ANCHORS).exists():
-            return []
-        try:
-            return list(_File.model_validate(self._directory.read_json(ANCHORS)).anchors)
-        except ValidationError as error:
-            log.warning("%s is not what a run writes, and is made again: %s", ANCHORS, error.errors()[0]["msg"])
-            return []

@@ -27,10 +27,9 @@ from amc.policy import Policy
 from amc.problem import Outcome, Problem
 from search.settings import Settings
 from search.strategies import make_sampler
-from search.strategies.base import told
 from search.strategies.moves import MovingSampler
 from search.strategies.uniform import uniform_policy
-from search.study import SearchResult, outcome_of
+from search.study import SearchResult, outcomes
 
 FRONT = "front-"
 """How the names of a front's policy files begin."""
@@ -169,9 +168,8 @@ def begin(study: optuna.Study, problem: FrontProblem) -> None:
 
 def front(study: optuna.Study, problem: FrontProblem) -> list[Outcome]:
     """The policies that none beats at their cost or less, cheapest first."""
-    scored = [outcome_of(problem, t) for t in told(study) if t.value is not None and "repeat" not in t.user_attrs]
     cost, found = problem.given.cost.name, list[Outcome]()
-    for outcome in sorted(scored, key=lambda outcome: (outcome.costs[cost], -outcome.accuracy)):
+    for outcome in sorted(outcomes(problem, study), key=lambda outcome: (outcome.costs[cost], -outcome.accuracy)):
         if not found or outcome.accuracy > found[-1].accuracy:
             found.append(outcome)
     return found
@@ -179,9 +177,9 @@ def front(study: optuna.Study, problem: FrontProblem) -> list[Outcome]:
 
 def with_front(found: SearchResult, study: optuna.Study, problem: FrontProblem, given: Problem) -> SearchResult:
     """What was found, with the front, and the best policy of those within the given budget."""
-    outcomes = front(study, problem)
-    allowed = [outcome for outcome in outcomes if given.budget.met(given.widths(outcome.widths))]
-    return replace(found, best=allowed[-1] if allowed else None, front=tuple(outcomes))
+    whole = front(study, problem)
+    allowed = [outcome for outcome in whole if given.budget.met(given.widths(outcome.widths))]
+    return replace(found, best=allowed[-1] if allowed else None, front=tuple(whole))
 
 
 def front_policy(like: Policy, outcome: Outcome, order: Mapping[str, np.ndarray]) -> Policy:

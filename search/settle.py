@@ -21,7 +21,7 @@ from latency.paired import Reading
 from search.bench import Bench, Widths
 from search.compose import LATENCY_MARGIN, Setup
 from search.strategies.uniform import uniform_policy
-from search.study import SearchResult, outcome_of, told
+from search.study import SearchResult, outcomes
 
 log = logging.getLogger("amc")
 
@@ -75,9 +75,8 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
 
 def finalists(problem: Problem, study: optuna.Study) -> list[Widths]:
     """The best different policies of the study that are within the budget, best first."""
-    complete = [trial for trial in told(study) if trial.value is not None and "repeat" not in trial.user_attrs]
-    ranked = sorted(complete, key=lambda trial: -(trial.value or 0.0))
-    policies = (problem.widths(outcome_of(problem, trial).widths) for trial in ranked)
+    ranked = sorted(outcomes(problem, study), key=lambda outcome: -outcome.reward)
+    policies = (problem.widths(outcome.widths) for outcome in ranked)
     return [widths for widths in policies if problem.budget.met(widths)][:FINALISTS]
 
 

@@ -364,6 +364,12 @@ def _tell(
             study.tell(trial.number, outcome.reward)
 
 
+def outcomes(problem: Problem, study: optuna.Study) -> list[Outcome]:
+    """What the different policies of a study scored, in the order of its trials, whatever the budget."""
+    ended = (trial for trial in told(study) if trial.value is not None and "repeat" not in trial.user_attrs)
+    return [outcome_of(problem, trial) for trial in ended]
+
+
 def outcome_of(problem: Problem, trial: FrozenTrial) -> Outcome:
     """The outcome that a finished trial stored.
 
