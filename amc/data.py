@@ -186,7 +186,7 @@ def load_data(
     )
     from amc import own_data  # it needs what is above
 
-    if isinstance(spec, Mapping):
+    if not isinstance(spec, str):
         return own_data.own(spec, options)
     kind, _, where = spec.partition(":")
     if kind in DATASETS:

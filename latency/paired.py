@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.stats import norm, t
@@ -55,6 +55,7 @@ class Reading:
     speedup, speedup_ci95: the inverse.
     rounds: how many pairs it rests on.
     drift: how far the baseline's own median wandered meanwhile, as a fraction.
+    passes: what was timed: of each pass `(rounds, 2)` milliseconds, baseline and model.
     """
 
     median_ms: float
@@ -65,6 +66,7 @@ class Reading:
     ratio_ci95: tuple[float, float]
     rounds: int
     drift: float
+    passes: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def speedup(self) -> float:
@@ -170,7 +172,7 @@ def readings(
     return {name: found[name] for name in models}
 
 
-def summarize(passes: Sequence[Sequence[Sequence[float]]]) -> Reading:
+def summarize(passes: Sequence[Sequence[Sequence[float]] | np.ndarray]) -> Reading:
     """A reading from `[baseline, model]` milliseconds, passes of rounds of pairs."""
     everything = [np.asarray(rounds, dtype=float).reshape(-1, 2) for rounds in passes]
     calm = _calm(everything)
@@ -186,7 +188,13 @@ def summarize(passes: Sequence[Sequence[Sequence[float]]]) -> Reading:
         ratio_ci95=_interval(ratios),
         rounds=len(pairs),
         drift=max(bases) / min(bases) - 1,
+        passes=tuple(everything),
     )
+
+
+def pooled(readings: Iterable[Reading]) -> Reading:
+    """One reading from all that was timed for several of the same model and baseline."""
+    return summarize([rounds for reading in readings for rounds in reading.passes])
 
 
 def _calm(passes: Sequence[np.ndarray]) -> list[np.ndarray]:

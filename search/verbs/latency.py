@@ -89,7 +89,8 @@ def _compare(settings: Settings, device: Device, arguments: argparse.Namespace, 
 
 
 def _json(reading: Reading) -> dict[str, Any]:
-    return {**asdict(reading), "speedup": reading.speedup, "speedup_ci95": list(reading.speedup_ci95)}
+    figures = {name: value for name, value in vars(reading).items() if name != "passes"}
+    return {**figures, "speedup": reading.speedup, "speedup_ci95": list(reading.speedup_ci95)}
 
 
 def check_energy(settings: Settings) -> None:

@@ -1,0 +1,141 @@
+"""A latency budget is met as measured: on a made-up device that the table misjudges, or that is busy at the end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import search
+from amc.export import export_onnx
+from latency import build_table
+from latency.device import LocalDevice
+from latency.paired import pooled, summarize
+from latency.session import read_model
+from search.finish import measure_latency
+from search.settings import Settings
+from search.settle import within
+
+QUICK = {
+    "strategy": "random",
+    "trials": 6,
+    "score_steps": 0,
+    "finetune_epochs": 0,
+    "calibration_images": 16,
+    "score_images": 0,
+}
+
+
+class MadeUp(LocalDevice):
+    """Takes the time that the model's convolutions need, all of them in proportion to their weights.
+
+    whole: power of the relative time of a model that is measured for longer than a table's sample. busy: calls that
+    measure files on disk, the last of a run, and are disturbed.
+    """
+
+    name = "made up"
+
+    def __init__(self, *, whole: float = 1.0, busy: int = 0) -> None:
+        self.whole, self.busy, self.rng, self.finals = whole, busy, np.random.default_rng(0), 0
+
+    def measure(self, models, **options):
+        final = isinstance(models["dense"], Path)
+        self.finals += final
+        disturbed = final and self.finals <= self.busy
+        dense, found = self.work(models["dense"]), {}
+        for name, model in models.items():
+            ratio = (self.work(model) / dense) ** (self.whole if "passes" not in options else 1.0)
+            noise = np.exp(self.rng.normal(0, 0.003, (5, 40, 2)))
+            if disturbed and name != "dense":
+                noise[..., 1] *= 1.3
+            found[name] = summarize(noise * [1.0, ratio])
+        return found
+
+    def profile(self, model, **options):
+        return []
+
+    @staticmethod
+    def work(model) -> float:
+        tensors = onnx.load_from_string(read_model(model)).graph.initializer
+        return 100 + sum(math.prod(tensor.dims) for tensor in tensors if len(tensor.dims) == 4)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for into, out in ((3, 16), (16, 24), (24, 24), (24, 16)):
+        layers += [nn.Conv2d(into, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+
+
+def test_a_limit_that_the_table_misjudges_is_met_as_measured(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    few = {"samples": 40, "held_out": 4}
+    monkeypatch.setattr("search.bench.build_table", lambda *a, **o: build_table(*a, **{**o, **few}))
+    device = MadeUp(whole=0.8)
+    for module in ("search.bench", "search.finish"):
+        monkeypatch.setattr(f"{module}.open_device", lambda text: device)
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(64, 3, 8, 8, generator=generator), torch.randint(0, 4, (64,), generator=generator))
+    summary = search.run(model=net(), data={"train": data, "val": data}, budget="latency=0.6", **QUICK).summary
+    [limit] = summary["budget"]
+    assert limit["met"]
+    assert limit["achieved"] <= limit["limit"]
+    assert summary["search"]["trials"] > QUICK["trials"], "the search went on under the corrected table"
+    assert 1 / summary["best"]["speedup"] > 0.5, "and did not give away more than it had to"
+    assert device.finals == 1
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> tuple[Path, Path]:
+    """A dense model's file, and one of about half its latency."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = folder / "dense.onnx", folder / "best.onnx"
+    for path, channels in zip(paths, (32, 23), strict=True):
+        export_onnx(
+            nn.Sequential(nn.Conv2d(3, channels, 3), nn.Conv2d(channels, channels, 3)), (torch.zeros(1, 3, 8, 8),), path
+        )
+    return paths
+
+
+def measured_at_the_end(device: MadeUp, dense: Path, best: Path):
+    limit = SimpleNamespace(cost=SimpleNamespace(name="latency"), fraction=0.6)
+    setup = SimpleNamespace(
+        settings=Settings(),
+        problem=SimpleNamespace(budget=SimpleNamespace(limits=[limit])),
+        bench=SimpleNamespace(device=device),
+    )
+    return measure_latency(setup, dense, {"best": best})["best"], limit
+
+
+def test_a_device_that_is_busy_at_the_end_is_measured_again(files):
+    device = MadeUp(busy=1)
+    reading, limit = measured_at_the_end(device, *files)
+    assert device.finals == 2
+    assert within(reading, limit)
+
+
+def test_a_device_that_stays_busy_is_believed(files, caplog):
+    device = MadeUp(busy=10)
+    reading, limit = measured_at_the_end(device, *files)
+    assert device.finals == 3
+    assert not within(reading, limit)
+    assert reading.rounds == 3 * 200, "all that was timed counts"
+    assert "still above the limit" in caplog.text
+
+
+def test_readings_of_the_same_model_are_pooled():
+    rng = np.random.default_rng(0)
+    one, other = (summarize(np.exp(rng.normal(0, 0.01, (5, 40, 2))) * [1.0, 0.7]) for _ in range(2))
+    both = pooled([one, other])
+    assert both.rounds == one.rounds + other.rounds
+    assert min(one.ratio, other.ratio) <= both.ratio <= max(one.ratio, other.ratio)
+    low, high = both.ratio_ci95
+    assert high - low < max(reading.ratio_ci95[1] - reading.ratio_ci95[0] for reading in (one, other))
