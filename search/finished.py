@@ -75,11 +75,15 @@ class Anchor(_Read):
 
 
 class Proxy(_Read):
-    """What the score is worth: its rank correlation with the accuracy of anchors after a fine-tune of `steps` steps."""
+    """What the score is worth: its rank correlation with the accuracy of anchors after a fine-tune of `steps` steps.
+
+    shared: how many anchors of a sweep's earlier runs helped to calibrate it; the correlation is over the run's own.
+    """
 
     spearman: Number | None = None
     samples: Count = 0
     steps: Count = 0
+    shared: Count = 0
     anchors: list[Anchor] = []
 
 

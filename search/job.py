@@ -51,6 +51,7 @@ from search.run_directory import (
     default_path,
     owned,
 )
+from search.run_sensitivity import write_sensitivity
 from search.settings import Settings, apart_from_workers, settings_from, shared_names
 from search.settle import settle
 from search.start import prepare, resumed_settings, versions
@@ -176,6 +177,7 @@ def run_job(
             if found.best is None:
                 raise SearchFailed(f"no trial of the search in {path} succeeded; run.log says why")
             best, uniform = finish(setup, found.best, directory.path, display)
+            write_sensitivity(setup, found.trials, directory, display)
             return _conclude(directory, setup, found, proxy, best, uniform, display)
         except KeyboardInterrupt:
             log.info("stopped by a signal")

@@ -31,6 +31,7 @@ FINETUNED = ".finetuned-"
 SETTINGS, DENSE, DENSE_ONNX, STUDY = "settings.json", "dense.safetensors", "dense.onnx", "study.db"
 POLICY, MODEL, MODEL_ONNX = "policy.json", "model.safetensors", "model.onnx"
 RESULT, REPORT, TABLE, ANCHORS = "result.json", "report.html", "latency-table.json", "anchors.json"
+SENSITIVITY = "sensitivity.json"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _TEMPORARY = re.compile(r"\..*\.tmp(-journal|-wal|-shm)?")
 
@@ -155,7 +156,7 @@ def owned(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
         with contextlib.suppress(OSError):
             (path / OWNER).unlink(missing_ok=True)
             if discard:
-                for name in (SETTINGS, DENSE, DENSE_ONNX, TABLE, LOG):
+                for name in (SETTINGS, DENSE, DENSE_ONNX, TABLE, ANCHORS, SENSITIVITY, LOG):
                     (path / name).unlink(missing_ok=True)
             (path / LOCK).unlink(missing_ok=True)  # before the release: whoever waits for it sees that it is gone
         lock.release()

@@ -1,7 +1,8 @@
 """`--sweep flops=0.7,0.5,0.3`: one search for each budget, from one dense model, ending in their comparison.
 
 Each budget is a run of its own in `OUT/flops-0.7` and so on, which can be looked at and applied like any other.
-What does not depend on the budget is made by the first one and handed on to the others (`SHARED`).
+What does not depend on the budget is made by the first one and handed on to the others (`SHARED`), and each learns from
+the anchors of those before it (`search/anchors.py`).
 `OUT/sweep.json` says which budgets there are, so that a sweep that was stopped goes on by `--resume` alone.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +22,24 @@ from amc.budget import Budget, parse_budget
 from amc.cost import analytic
 from amc.errors import BudgetError, Interrupted, RunError, UsageError
 from amc.files import dump_json, write_atomic
+from search.anchors import hand_on
 from search.display import Display
 from search.finished import read_document
-from search.run_directory import DENSE, DENSE_ONNX, SETTINGS, TABLE, RunDirectory, check_free, default_path
+from search.run_directory import (
+    ANCHORS,
+    DENSE,
+    DENSE_ONNX,
+    SENSITIVITY,
+    SETTINGS,
+    TABLE,
+    RunDirectory,
+    check_free,
+    default_path,
+)
 from search.settings import Settings, settings_from
 
 FILE, PAGE = "sweep.json", "compared.html"
-SHARED = (DENSE, DENSE_ONNX, TABLE, "sensitivity.json")
+SHARED = (DENSE, DENSE_ONNX, TABLE, SENSITIVITY)
 """What a run takes over from another that pruned the same dense model under another budget."""
 
 log = logging.getLogger("amc")
@@ -118,10 +129,17 @@ def finished_runs(path: Path) -> list[Path]:
 
 
 def share(source: Path, target: Path) -> None:
-    """Copies what does not depend on the budget from one run to another that has just begun."""
+    """Hands what does not depend on the budget on from one run to another that has just begun."""
     for name in SHARED:
-        if (source / name).is_file() and not (target / name).exists():
-            shutil.copyfile(source / name, target / name)
+        if (source / name).is_file():
+            write_atomic(target / name, (source / name).read_bytes())
+    hand_on(RunDirectory(source), RunDirectory(target))
+
+
+def _clear(folder: Path) -> None:
+    """Takes back what was shared with a run that was killed before it began."""
+    for name in (*SHARED, ANCHORS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def check_reachable(settings: Sequence[Settings]) -> None:
@@ -151,6 +169,8 @@ def _run_all(path: Path, runs: Mapping[str, Settings], display: Display) -> None
         display.say(f"--- {budget}, {number} of {len(runs)} ---")
         try:
             resume = (folder / SETTINGS).is_file()
+            if not resume:
+                _clear(folder)
             run_job(settings, out=folder, resume=resume, display=display, shared=None if resume else source)
             source = folder  # the latest: its latency table has learned from all before
         except Interrupted:

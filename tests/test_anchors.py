@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from amc.cost import FunctionCost
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
-from search.anchors import Anchor, Chooser, Plan, calibrated, plan, policies, spread, trust
+from search.anchors import Anchor, Chooser, Lessons, Plan, calibrated, hand_on, plan, policies, spread, trust
 from search.run_directory import RunDirectory
 from search.strategies import make_sampler
 from search.study import SearchResult, open_study, search
@@ -47,6 +48,7 @@ def test_anchors_are_the_best_and_a_spread_of_the_rest() -> None:
     assert chosen[:3] == [0, 1, 2]
     assert len(set(chosen)) == 6
     assert all(3 <= i < 35 for i in chosen[3:])
+    assert [sorted(spread(np.arange(few), 12)) for few in (1, 2, 3)] == [[0], [0, 1], [0, 1, 2]]
 
 
 def test_trust_is_spearmans_correlation_and_nothing_where_nothing_differs() -> None:
@@ -80,6 +82,64 @@ def test_capacity_counts_only_as_far_as_anchors_support_it(worth: float) -> None
     else:
         assert error(found) < 0.1 * np.std(scores)
     assert calibrated(problem, scored, scores, []) is scores
+
+
+@pytest.mark.parametrize("worth", [0.1, -0.1])
+def test_anchors_of_other_budgets_teach_what_few_of_ones_own_cannot(worth: float) -> None:
+    """The accuracies of a budget have an offset of their own, which says nothing of what score or size are worth."""
+    problem, _ = staged(2)
+    problem.costs["params"] = FunctionCost("params", "", lambda widths: float(sum(widths)))
+    rng, errors = np.random.default_rng(1), []
+    for _ in range(5):
+        scored = [problem.evaluate([int(rng.integers(2, g.channels + 1)) for g in problem.groups]) for _ in range(60)]
+        scores, params = (np.array(x) for x in zip(*((o.accuracy, o.costs["params"]) for o in scored), strict=True))
+        truth = scores + worth * np.log(params)
+        seen = truth + rng.normal(0, 0.3 * scores.std(), 60)
+        anchors = [Anchor(problem.widths(scored[i].widths), scores[i], seen[i]) for i in range(5)]
+        shared = [Lessons(scores[part], params[part], seen[part] + offset) for part, offset in OTHERS]
+        found = [calibrated(problem, scored, scores, anchors, more) for more in ([], shared)]
+        errors.append([np.std(expected[25:] - truth[25:]) for expected in found])
+    alone, together = np.mean(errors, axis=0)
+    assert together < 0.8 * alone
+
+
+OTHERS = ((slice(5, 15), 0.5), (slice(15, 25), -0.8))
+
+
+def test_a_run_of_a_sweep_learns_from_those_before_it_at_no_time(tmp_path: Path) -> None:
+    problem, study, found = sized()
+    trained: list[tuple[dict[str, int], int]] = []
+
+    def train(widths: dict[str, int], steps: int) -> float:
+        trained.append((widths, steps))
+        return problem.evaluate(widths).accuracy
+
+    def chosen(name: str, score_steps: int = 30) -> Chooser:
+        chooser = Chooser(RunDirectory(tmp_path / name), train, score_steps=score_steps, share=0.2)
+        seconds = chooser.choose(problem, study, found, lambda done, total: None).seconds
+        assert (seconds > found.seconds) == bool(trained)
+        return chooser
+
+    for name in ("first", "second", "third", "other"):
+        (tmp_path / name).mkdir()
+    first = chosen("first").proxy()
+    assert (first["samples"], first["shared"], len(trained)) == (5, 0, 5)
+    hand_on(RunDirectory(tmp_path / "first"), RunDirectory(tmp_path / "second"))
+    before = (tmp_path / "second" / "anchors.json").read_bytes()
+    hand_on(RunDirectory(tmp_path / "first"), RunDirectory(tmp_path / "other"))
+    trained.clear()
+
+    second = chosen("second").proxy()
+    assert not trained, "the same policies, fine-tuned for as long"
+    assert (second["samples"], second["shared"]) == (5, 5)
+    assert second["spearman"] == first["spearman"], "over the run's own"
+    (tmp_path / "second" / "anchors.json").write_bytes(before)
+    assert chosen("second").proxy() == second, "resumed as unbroken"
+
+    assert chosen("other", score_steps=20).proxy()["shared"] == 0, "fine-tuned for another length"
+    hand_on(RunDirectory(tmp_path / "other"), RunDirectory(tmp_path / "third"))
+    kept = json.loads((tmp_path / "third" / "anchors.json").read_text())
+    assert [len(run) for run in kept["shared"]] == [5, 5], "a run each"
 
 
 def test_the_choice_follows_the_anchors_and_trains_none_twice(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import search.job
+import search.run_sensitivity
 import search.start
 from amc.errors import BudgetError, Interrupted, UsageError
 from search.cli import main
@@ -15,6 +17,7 @@ from search.sweep import budgets_of, folder_of
 from tests.test_display import OWN
 
 QUICK = ["--trials", "2", "--score-steps", "1", "--finetune-epochs", "0", "--strategy", "random"]
+ANCHORED = ["--trials", "7", "--anchor-share", "0.8"]
 WORDS = ["--model", "own.py:net", "--data", "own.py:data", "--budget", "params=0.9", *QUICK]
 
 
@@ -38,6 +41,14 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_in_the_comparison(folder, monk
         return real(*arguments)
 
     monkeypatch.setattr(search.start, "export_onnx", counted)
+    monkeypatch.setattr(search.run_sensitivity, "SHARE", 1.0)
+    looked_at, look = [], search.run_sensitivity.sensitivity
+
+    def looking(*arguments, **options):
+        looked_at.append(arguments)
+        return look(*arguments, **options)
+
+    monkeypatch.setattr(search.run_sensitivity, "sensitivity", looking)
     run_job = search.job.run_job
 
     def stopped(settings, **options):
@@ -47,10 +58,13 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_in_the_comparison(folder, monk
         return run_job(settings, **options)
 
     monkeypatch.setattr(search.job, "run_job", stopped)
-    assert main([*WORDS, "--sweep", "flops=0.7,0.5,0.3", "--out", "all runs", "--seed", "4", "--quiet"]) == 3
+    words = [*WORDS, *ANCHORED, "--seed", "4", "--quiet"]
+    assert main([*words, "--sweep", "flops=0.7,0.5,0.3", "--out", "all runs"]) == 3
     assert "amc search --out 'all runs' --resume" in capsys.readouterr().err
     assert started == [("params=0.9", "flops=0.7"), ("params=0.9", "flops=0.5")]
     before = (folder / "all runs/flops-0.7/result.json").read_bytes()
+    (folder / "all runs/flops-0.5").mkdir()
+    (folder / "all runs/flops-0.5/dense.onnx").write_text("a run was killed when it had been given this")
 
     assert main(["--out", "all runs", "--resume", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -63,6 +77,15 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_in_the_comparison(folder, monk
         assert result["best"]["params"] <= 0.9 * result["dense"]["params"]
         assert result["settings"]["seed"] == 4
     assert len(exported) == 1, "the dense model is exported once"
+    assert len(looked_at) == 1, "each group alone is looked at once"
+    proxies = [json.loads((run / "result.json").read_text())["proxy"] for run in runs]
+    own = [proxy["samples"] for proxy in proxies]
+    assert min(own) >= 5, "each run has anchors of its own"
+    assert [proxy["shared"] for proxy in proxies] == [0, own[0], own[0] + own[1]]
+    for run, proxy in zip(runs, proxies, strict=True):
+        told = re.search(r'data-key="proxy.shared" value="(\d+)"', (run / "report.html").read_text())
+        assert (told is not None) == (proxy["shared"] > 0)
+        assert told is None or int(told[1]) == proxy["shared"]
     assert found["same_dense"]
     assert len({(run / "dense.safetensors").read_bytes() for run in runs}) == 1
     page = (folder / "all runs/compared.html").read_text()
