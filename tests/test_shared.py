@@ -32,7 +32,7 @@ def joined(server, name, trials=6):
 
 def test_a_restart_and_a_killed_worker_lose_no_trial_and_repeat_none(server, tmp_path):
     try:
-        found = campaign(tmp_path, workers=3, trials=18, restarts=1, kills=1, seconds=0.3)
+        found = campaign(tmp_path, workers=3, trials=18, restarts=1, kills=1, seconds=0.3, wait=False)
     except Unavailable as reason:
         pytest.skip(str(reason))
     assert found == {"trials": 18, "workers": 3, "killed": 1, "begun_again": 1}

@@ -1,7 +1,8 @@
 """Runs the program again and again with a fault put into it: a server that has everything loaded, and forks.
 
 The children run the real command line on a tiny model. ONNX export, the measuring of latency and the report are left
-out, since they take most of the time; the campaign on the main job has them.
+out, since they take most of the time, but for children that are asked for the whole program. Limits and moments are in
+processor time, so that other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -18,22 +19,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+EMPTY_MODEL = b"\x08\x0a"
+"""An ONNX file without a graph."""
 ERRORS = {"full": errno.ENOSPC, "broken": errno.EIO, "kill": 0}
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended. status: of exit, or minus a signal. operations: on files below the folder. site: the last."""
+    """How a child ended.
+
+    status: of exit, or minus a signal. operations: on files below the folder; site: the last of them. seconds: of the
+    processor.
+    """
 
     status: int
     said: str
     operations: int
     site: str
+    seconds: float
 
 
 class Harness:
@@ -53,11 +62,23 @@ class Harness:
             text=True,
         )
 
-    def run(self, *words: str, below: Path, fault: str | None = None, at: int = -1, seconds: float = 300) -> Ended:
-        """One run of the command line, with a fault at the `at`-th operation below a folder, or killed after a time."""
+    def run(
+        self,
+        *words: str,
+        below: Path,
+        fault: str | None = None,
+        at: int = -1,
+        seconds: float = 300,
+        cache: Path | None = None,
+    ) -> Ended:
+        """One run of the command line, with a fault at the `at`-th operation below a folder, or killed after a time.
+
+        cache: where the whole program is run, with this folder for its cache; else what takes long is left out.
+        """
         assert self._server.stdin
         assert self._server.stdout
         request = {"words": words, "below": str(below), "fault": fault, "at": at, "seconds": seconds}
+        request["cache"] = cache and str(cache)
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         return Ended(**json.loads(self._server.stdout.readline()))
@@ -116,6 +137,8 @@ def finished_trials(folder: Path) -> dict[int, tuple[float, str]]:
 
 def check_whole(folder: Path) -> None:
     """Every file of a run can be read, whenever its process died."""
+    import onnx
+
     from amc.files import read_json
     from amc.policy import load_policy
 
@@ -130,6 +153,8 @@ def check_whole(folder: Path) -> None:
             from safetensors.numpy import load_file
 
             load_file(path)
+        elif path.suffix == ".onnx":
+            onnx.load(path)
 
 
 # ---- the server
@@ -138,33 +163,7 @@ def check_whole(folder: Path) -> None:
 def serve(shim: str) -> None:
     """Answers requests, a line of JSON each; a request is a forked child."""
     sys.path.insert(0, str(ROOT))
-    import matplotlib.pyplot  # noqa: F401
-    import stable_baselines3  # noqa: F401
-    import torch
-    import torch._dynamo
-
-    import search.figures
-    import search.job
-    import search.start
-    import search.strategies.ddpg
-    import search.verbs.search
-    from amc.files import write_atomic
-    from search.cli import main
-    from search.compose import compose
-    from search.settings import settings_from
-    from search.storage import open_storage
-
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:  # what is loaded on first use, loaded once for all children
-        open_storage(Path(folder, "study.db")).engine.dispose()
-        compose(
-            settings_from({"model": f"{HERE / 'tiny.py'}:net", "data": f"{HERE / 'tiny.py'}:data"}),
-            budget_required=False,
-        )
-    for module in (search.job, search.start):
-        module.export_onnx = lambda model, inputs, path: write_atomic(path, b"not exported")
-    search.job.measure_latency = lambda *_: {}
-    search.job.write_report = lambda path: write_atomic(path / "report.html", "")
+    _load_all()
     shim_functions = ctypes.CDLL(shim)
     shim_functions.amc_site.restype = ctypes.c_char_p
     shim_functions.amc_seen.restype = ctypes.c_long
@@ -175,38 +174,103 @@ def serve(shim: str) -> None:
             if child == 0:
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
-                kind = request["fault"]
-                below, code = request["below"].encode(), ERRORS[kind] if kind else 0
-                shim_functions.amc_fault(below, ctypes.c_long(request["at"]), code, int(kind == "full"))
-                try:
-                    status = main(request["words"])
-                except BaseException as error:
-                    print(f"uncaught: {error!r}", file=sys.stderr)
-                    status = 99
-                seen, site = shim_functions.amc_seen(), shim_functions.amc_site()
-                shim_functions.amc_fault(b"", ctypes.c_long(-1), 0, 0)
-                os.write(notes.fileno(), json.dumps([seen, site.decode()]).encode())
-                os._exit(status)
-            status = _wait(child, request["seconds"])
+                os._exit(_child(request, shim_functions, notes.fileno()))
+            status, seconds = _wait(child, request["seconds"])
             said.seek(0)
             notes.seek(0)
             seen, site = json.loads(notes.read() or b'[0, ""]')
-            text = said.read().decode(errors="replace")[-3000:]
-            print(json.dumps({"status": status, "said": text, "operations": seen, "site": site}), flush=True)
+            answer = {"status": status, "operations": seen, "site": site, "seconds": seconds}
+            print(json.dumps({**answer, "said": said.read().decode(errors="replace")[-3000:]}), flush=True)
 
 
-def _wait(child: int, seconds: float) -> int:
-    """The child's exit status; it is killed when its time is up."""
-    end = time.monotonic() + seconds
+def _load_all() -> None:
+    """Loads what is loaded on first use, once for all children."""
+    import matplotlib.pyplot  # noqa: F401
+    import stable_baselines3  # noqa: F401
+    import torch
+    import torch._dynamo
+
+    import search.figures
+    import search.job
+    import search.strategies.ddpg
+    import search.verbs.search  # noqa: F401
+    from amc.export import export_onnx
+    from benchmarks.faults import tiny
+    from search.compose import compose
+    from search.settings import settings_from
+    from search.storage import open_storage
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        open_storage(Path(folder, "study.db")).engine.dispose()
+        export_onnx(tiny.net(), (torch.zeros(1, 1, 6, 6),), Path(folder, "model.onnx"))
+        compose(
+            settings_from({"model": f"{HERE / 'tiny.py'}:net", "data": f"{HERE / 'tiny.py'}:data"}),
+            budget_required=False,
+        )
+
+
+def _child(request: dict[str, Any], shim: ctypes.CDLL, notes: int) -> int:
+    """Runs the command line that a request asks for, and returns its exit status; what the shim saw goes to `notes`."""
+    from search.cli import main
+
+    if request["cache"]:
+        os.environ["XDG_CACHE_HOME"] = request["cache"]
+        _shorten()
+    else:
+        _leave_out()
+    kind = request["fault"]
+    below, code = request["below"].encode(), ERRORS[kind] if kind else 0
+    shim.amc_fault(below, ctypes.c_long(request["at"]), code, int(kind == "full"))
+    try:
+        status = main(request["words"])
+    except BaseException as error:
+        print(f"uncaught: {error!r}", file=sys.stderr)
+        status = 99
+    seen, site = shim.amc_seen(), shim.amc_site()
+    shim.amc_fault(b"", ctypes.c_long(-1), 0, 0)
+    os.write(notes, json.dumps([seen, site.decode()]).encode())
+    return status
+
+
+def _shorten() -> None:
+    """Takes a moment where a figure would take seconds: nothing is written meanwhile."""
+    import latency.device
+    from amc import pretrain
+
+    measure, moment = latency.device.measure, {"seconds": 0.01, "passes": 1, "tries": 1}
+    latency.device.measure = lambda models, **options: measure(models, **{**options, **moment})
+    pretrain.RECIPES["digits_resnet"] = replace(pretrain.RECIPES["digits_resnet"], epochs=4)
+
+
+def _leave_out() -> None:
+    """Takes what is slow out of the program, and leaves that it writes a file."""
+    import search.job
+    import search.start
+    from amc.files import write_atomic
+
+    for module in (search.job, search.start):
+        module.export_onnx = lambda model, inputs, path: write_atomic(path, EMPTY_MODEL)
+    search.job.measure_latency = lambda *_: {}
+    search.job.write_report = lambda path: write_atomic(path / "report.html", "")
+
+
+def _wait(child: int, seconds: float) -> tuple[int, float]:
+    """The child's exit status and processor time; it is killed when it has taken so much."""
     while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status, used = os.wait4(child, os.WNOHANG)
         if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-            end = float("inf")
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+        if _processor_time(child) > seconds:
+            os.kill(child, signal.SIGKILL)
+            seconds = float("inf")
         time.sleep(0.002)
+
+
+def _processor_time(child: int) -> float:
+    """Seconds that a process which was not waited for has taken so far."""
+    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -10,106 +10,90 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.faults.harness import ROOT, Harness, check_whole, finished_trials, harness, words
+from benchmarks.faults.harness import Ended, Harness, check_whole, finished_trials, harness, words
 from search.strategies import STRATEGIES
 
-SILENT: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+MAIN_JOB = ["--budget", "flops=0.5", "--trials", "8", "--score-steps", "2", "--finetune-epochs", "1", "--quiet"]
+BATCH = 5
+"""Kills of the main job that make a line of the output: minutes, and kept if the next ones fail."""
 
 
-def kill_campaign(
-    server: Harness, folder: Path, *, kills: int, seed: int, strategy: str, trials: int = 8
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Job:
+    """What is killed: its command line for a directory, and whether it is the whole program, with a cache of its own.
+
+    A new directory starts the job; one that holds a run goes on with it.
+    """
+
+    line: Callable[[Path], list[str]]
+    whole: bool = False
+
+    def run(self, server: Harness, out: Path, **more: Any) -> Ended:
+        """Starts or resumes it in `out`."""
+        cache = out.with_name(f"{out.name}-cache") if self.whole else None
+        return server.run(*self.line(out), below=out, cache=cache, **more)
+
+
+def tiny_job(strategy: str, trials: int = 8) -> Job:
+    """A search on the tiny model."""
+    return Job(partial(words, strategy=strategy, trials=trials))
+
+
+def main_line(out: Path) -> list[str]:
+    """The main job as a user starts it, but shorter; its dense model is trained within it."""
+    resumed = (out / "settings.json").exists()
+    return ["search", "--out", str(out), *(["--resume", "--quiet"] if resumed else MAIN_JOB)]
+
+
+def kill_campaign(server: Harness, job: Job, folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
     """Kills runs at random operations and random times until there were enough; each must end as the unbroken one."""
-    rng = random.Random(seed)
-    whole = folder / "whole"
-    start = time.perf_counter()
-    unbroken = server.run(*words(whole, strategy, trials), below=whole)
-    duration = time.perf_counter() - start
+    rng, whole = random.Random(seed), folder / "whole"
+    unbroken = job.run(server, whole)
     assert unbroken.status == 0, unbroken.said
-    policy, expected = (whole / "policy.json").read_bytes(), finished_trials(whole)
-    done, runs, sites = 0, 0, set()
+    done, runs = 0, 0
     while done < kills:
         broken = folder / f"broken{runs}"
         runs += 1
-        known: dict[int, tuple[float, str]] = {}
-        while True:
-            quota = done < kills
-            by_operation = quota and rng.random() < 0.6
-            ended = server.run(
-                *words(broken, strategy, trials),
-                below=broken,
-                fault="kill" if by_operation else None,
-                at=rng.randrange(unbroken.operations) if by_operation else -1,
-                seconds=300 if by_operation or not quota else rng.uniform(0, duration),
-            )
-            now = finished_trials(broken)
-            assert known.items() <= now.items(), "a finished trial was lost or changed"
-            known = now
-            check_whole(broken)
-            if ended.status == 0:
-                break
-            assert ended.status == -signal.SIGKILL, (ended.status, ended.said)
-            done += 1
-            sites.add(ended.site)
-        assert (broken / "policy.json").read_bytes() == policy, "another policy than the unbroken run's"
-        assert finished_trials(broken) == expected
+        done += _broken_run(server, job, broken, unbroken, rng, kills - done)
+        assert (broken / "policy.json").read_bytes() == (whole / "policy.json").read_bytes(), "another policy"
+        assert finished_trials(broken) == finished_trials(whole)
         leftovers = {path.name for path in broken.iterdir()} - {path.name for path in whole.iterdir()}
         leftovers -= {".lock", ".owner.json"}  # killed after its last work; the next owner takes them over
         assert not leftovers, leftovers
-    return {"strategy": strategy, "kills": done, "runs": runs, "operations": unbroken.operations}
+    return {"kills": done, "runs": runs, "operations": unbroken.operations, "seconds": round(unbroken.seconds, 1)}
 
 
-def main_job(folder: Path, *, kills: int, seed: int) -> dict[str, Any]:
-    """The same for the main job as a user starts it, its dense model trained within it: a fresh cache each time."""
-    options = ["--trials", "8", "--score-steps", "2", "--finetune-epochs", "1", "--budget", "flops=0.5", "--quiet"]
-
-    def start(out: Path, cache: Path) -> subprocess.Popen[bytes]:
-        resumed = (out / "settings.json").exists()
-        line = [sys.executable, str(ROOT / "search.py"), "--out", str(out)]
-        line += ["--resume", "--quiet"] if resumed else options
-        return subprocess.Popen(line, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, **SILENT)
-
-    rng = random.Random(seed)
-    begun = time.perf_counter()
-    child = start(folder / "whole", folder / "cache")
-    assert child.wait() == 0, child.stderr and child.stderr.read()
-    duration = time.perf_counter() - begun
-    policy, expected = (folder / "whole" / "policy.json").read_bytes(), finished_trials(folder / "whole")
-    done, runs = 0, 0
-    while done < kills:
-        out, cache = folder / f"broken{runs}", folder / f"cache{runs}"
-        runs += 1
-        known: dict[int, tuple[float, str]] = {}
-        while True:
-            child = start(out, cache)
-            try:
-                child.wait(rng.uniform(0.1, 1) * duration if done < kills else None)
-            except subprocess.TimeoutExpired:
-                child.kill()
-            status = child.wait()
-            now = finished_trials(out)
-            assert known.items() <= now.items(), "a finished trial was lost or changed"
-            known = now
-            check_whole(out)
-            if status == 0:
-                break
-            assert status == -signal.SIGKILL, child.stderr and child.stderr.read()
-            done += 1
-        assert (out / "policy.json").read_bytes() == policy, "another policy than the unbroken run's"
-        assert finished_trials(out) == expected
-    return {"kills": done, "runs": runs, "seconds_unbroken": round(duration, 1)}
+def _broken_run(server: Harness, job: Job, out: Path, unbroken: Ended, rng: random.Random, most: int) -> int:
+    """Kills a run, and what goes on with it, until it comes to its end; so often, and no more than `most` times."""
+    known: dict[int, tuple[float, str]] = {}
+    done = 0
+    while True:
+        moment: dict[str, Any] = {}
+        if done < most and rng.random() < 0.6:
+            moment = {"fault": "kill", "at": rng.randrange(unbroken.operations)}
+        elif done < most:
+            moment = {"seconds": rng.uniform(0, unbroken.seconds)}
+        ended = job.run(server, out, **moment)
+        now = finished_trials(out)
+        assert known.items() <= now.items(), "a finished trial was lost or changed"
+        known = now
+        check_whole(out)
+        if ended.status == 0:
+            return done
+        assert ended.status == -signal.SIGKILL, (ended.status, ended.said)
+        done += 1
 
 
 def main() -> None:
@@ -119,17 +103,17 @@ def main() -> None:
     parser.add_argument("--strategy", action="append", choices=STRATEGIES)
     parser.add_argument("--main-job", action="store_true")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.main_job:
-            print(json.dumps(main_job(Path(folder), kills=arguments.kills or 20, seed=arguments.seed)))
-            return
-        with harness() as server:
-            strategies = arguments.strategy or list(STRATEGIES)
-            for i, strategy in enumerate(strategies):
-                kills = math.ceil((arguments.kills or 100) / len(strategies))
-                place = Path(folder, strategy)
-                found = kill_campaign(server, place, kills=kills, seed=arguments.seed + i, strategy=strategy)
-                print(json.dumps(found), flush=True)
+    if arguments.main_job:
+        kills = arguments.kills or 20
+        jobs = {f"main job {i}": (Job(main_line, whole=True), BATCH) for i in range(math.ceil(kills / BATCH))}
+    else:
+        strategies = arguments.strategy or list(STRATEGIES)
+        each = math.ceil((arguments.kills or 100) / len(strategies))
+        jobs = {strategy: (tiny_job(strategy), each) for strategy in strategies}
+    with tempfile.TemporaryDirectory() as folder, harness() as server:
+        for i, (name, (job, kills)) in enumerate(jobs.items()):
+            found = kill_campaign(server, job, Path(folder, name), kills=kills, seed=arguments.seed + i)
+            print(json.dumps({"job": name, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from sqlalchemy import text
+
 from benchmarks.faults.postgres import Postgres
+from search.storage import LEASE, open_shared
 
-LEASE = 4.0
+FOR_EVER = 10.0**6
+"""Seconds of a lease that runs out only when the campaign ends it."""
 
 
-def work(url: str, log: Path, trials: int, seconds: float) -> None:
+def work(url: str, log: Path, trials: int, seconds: float, lease: float) -> None:
     """One worker: the real loop on a problem without a network; every evaluation leaves a line in `log`."""
     from amc.problem import Problem
-    from search.storage import Leases, open_shared
+    from search.storage import Leases
     from search.strategies import make_sampler
     from search.study import open_study, search
     from tests.synthetic import concave
@@ -49,16 +53,22 @@ def work(url: str, log: Path, trials: int, seconds: float) -> None:
     problem = Problem(concave_problem.groups, concave_problem.budget, evaluate)
     storage = open_shared(url)
     study = open_study(storage, "search", make_sampler("random", problem, trials=trials, seed=0))
-    found = search(problem, study, trials=trials, leases=Leases(storage, LEASE))
+    found = search(problem, study, trials=trials, leases=Leases(storage, lease))
     print(json.dumps({"trials": found.trials, "failed": found.failed, "best": found.best and found.best.reward}))
 
 
-def campaign(folder: Path, *, workers: int, trials: int, restarts: int, kills: int, seconds: float) -> dict[str, Any]:
-    """Starts the workers, disturbs them at even distances, and checks what the study holds at the end."""
-    server, log = Postgres(), folder / "log"
+def campaign(
+    folder: Path, *, workers: int, trials: int, restarts: int, kills: int, seconds: float, wait: bool = True
+) -> dict[str, Any]:
+    """Starts the workers, disturbs them at even distances, and checks what the study holds at the end.
+
+    wait: leases run out as they do in use; else that of a killed worker is ended by hand and no other, so that how busy
+    the machine is decides nothing.
+    """
+    server, log, lease = Postgres(), folder / "log", LEASE if wait else FOR_EVER
     log.touch()
     try:
-        line = [sys.executable, __file__, "--work", server.url, str(log), str(trials), str(seconds)]
+        line = [sys.executable, __file__, "--work", server.url, str(log), str(trials), str(seconds), str(lease)]
         running = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(workers)]
         events = ["restart"] * restarts + ["kill"] * kills
         random.Random(0).shuffle(events)
@@ -69,8 +79,11 @@ def campaign(folder: Path, *, workers: int, trials: int, restarts: int, kills: i
                 time.sleep(0.05)
             if event == "kill":
                 victim = _evaluating(running, log)
-                victim.send_signal(signal.SIGKILL)
+                victim.kill()
+                victim.wait()
                 killed.append(victim.pid)
+                if not wait:
+                    _end_leases(server.url, victim.pid)
             else:
                 server.stop()
                 time.sleep(0.5)
@@ -86,22 +99,31 @@ def campaign(folder: Path, *, workers: int, trials: int, restarts: int, kills: i
         server.close()
 
 
+def _end_leases(url: str, worker: int) -> None:
+    storage = open_shared(url)
+    with storage.engine.begin() as connection:
+        ended = text("UPDATE amc_leases SET expires = 0 WHERE owner LIKE :of")
+        assert connection.execute(ended, {"of": f"%:{worker}:%"}).rowcount
+    storage.engine.dispose()
+
+
 def _evaluating(running: list[subprocess.Popen[bytes]], log: Path) -> subprocess.Popen[bytes]:
-    """A worker that is in the middle of a trial."""
+    """A worker that is in the middle of a trial, and is stopped there."""
     while True:
-        lines = [line.split("\t") for line in log.read_text().splitlines()]
-        last = {int(pid): kind for kind, pid, _ in lines}
         for worker in running:
-            if worker.poll() is None and last.get(worker.pid) == "begins":
-                return worker
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+                lines = [line.split("\t") for line in log.read_text().splitlines()]
+                if {int(pid): kind for kind, pid, _ in lines}.get(worker.pid) == "begins":
+                    return worker
+                worker.send_signal(signal.SIGCONT)
         time.sleep(0.02)
 
 
 def _checked(url: str, log: Path, trials: int, killed: list[int], results: list[dict[str, Any]]) -> dict[str, Any]:
     import optuna
     from optuna.trial import TrialState
-
-    from search.storage import open_shared
 
     storage = open_shared(url)
     study = optuna.load_study(study_name="search", storage=storage)
@@ -123,11 +145,11 @@ def _checked(url: str, log: Path, trials: int, killed: list[int], results: list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", nargs=4, metavar=("URL", "LOG", "TRIALS", "SECONDS"))
+    parser.add_argument("--work", nargs=5, metavar=("URL", "LOG", "TRIALS", "SECONDS", "LEASE"))
     arguments = parser.parse_args()
     if arguments.work:
-        url, log, trials, seconds = arguments.work
-        work(url, Path(log), int(trials), float(seconds))
+        url, log, trials, seconds, lease = arguments.work
+        work(url, Path(log), int(trials), float(seconds), float(lease))
         return
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
