@@ -6,10 +6,14 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and threads that wait for a core spin
 
-import hypothesis
 import pytest
+from hypothesis import HealthCheck, settings
 
-hypothesis.settings.register_profile("full", max_examples=1000)
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""How busy the machine is decides nothing."""
+settings.register_profile("patient", patient)
+settings.register_profile("full", patient, max_examples=1000)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

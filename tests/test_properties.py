@@ -13,7 +13,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from amc.budget import Budget, LimitSpec
@@ -29,8 +29,6 @@ from search.strategies import STRATEGIES
 from tests.test_topologies import keep, recount, traced, uncounted
 from tests.topologies import TOPOLOGIES
 
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""How busy the machine is decides nothing."""
 ARCHITECTURES = sorted(TOPOLOGIES)
 traced = cache(traced)
 
@@ -62,7 +60,6 @@ def problems(draw):
     return name, Problem(structure.groups, budget, lambda _: 0.0, costs=costs)
 
 
-@patient
 @given(problems(), st.data())
 def test_no_policy_exceeds_the_budget_counted_on_the_slim_model(drawn, data):
     """By whichever way it is proposed; counted not by our cost model but on the tensors and layers that are left."""
@@ -111,7 +108,6 @@ likely = st.one_of(
 )
 
 
-@patient
 @given(st.dictionaries(st.one_of(st.sampled_from(NAMES), st.text(string.ascii_lowercase + "_", max_size=9)), likely))
 def test_settings_are_read_and_kept_or_refused_by_name(given_values):
     try:
@@ -134,7 +130,6 @@ words = st.one_of(
 )
 
 
-@patient
 @given(st.lists(words, max_size=6))
 def test_a_command_line_is_read_or_refused_in_a_sentence(line):
     refused = None
