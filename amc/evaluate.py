@@ -118,20 +118,9 @@ class Evaluator:
 
     def _score(self, widths: WidthsByName, parts: int) -> float:
         """The score, with every batch in so many parts; each is a step of its own."""
-        training, candidate = split(self._training, parts), self.candidate(widths)
-        if self.tune is not None:
-            return self._tuned(candidate, self.settings.steps)
-        train(
-            candidate,
-            training,
-            steps=len(training),
-            lr=self.settings.lr,
-            weight_decay=self.settings.weight_decay,
-            progress=partial(self.watch, "quick fine-tune"),
-        )
-        self.watch("batch norm, then scoring", 1, 1)
-        recalibrate(candidate, split(self._calibration, parts))
-        return self.metric(candidate, parts)
+        training = split(self._training, parts)
+        steps = self.settings.steps if self.tune else len(training)
+        return self._worth(self.candidate(widths), training, steps, "quick fine-tune", parts)
 
     @property
     def trains(self) -> bool:
@@ -145,30 +134,23 @@ class Evaluator:
             Diverged: the loss became NaN or infinite.
         """
         assert self._train_split is not None
-        s, candidate = self.settings, self.candidate(widths)
+        batch, augment = self.settings.batch, self._augment
         with seeded(self._seed, "evaluate"):
-            if self.tune is not None:
-                return self._tuned(candidate, steps)
-            batches = draw(self._train_split, steps, batch=s.batch, augment=self._augment, seed=self._seed)
-            train(
-                candidate,
-                batches,
-                steps=steps,
-                lr=s.lr,
-                weight_decay=s.weight_decay,
-                progress=partial(self.watch, "fine-tune"),
-            )
-            recalibrate(candidate, self._calibration)
-            return self.metric(candidate)
+            batches = draw(self._train_split, steps, batch=batch, augment=augment, seed=self._seed)
+            return self._worth(self.candidate(widths), batches, steps, "fine-tune")
 
-    def _tuned(self, candidate: nn.Module, steps: int) -> float:
-        """What a candidate is worth after the user's own training step, and batch norm recalibrated."""
-        if steps:
-            assert self.tune is not None
+    def _worth(self, candidate: nn.Module, batches: Iterable[Batch], steps: int, rung: str, parts: int = 1) -> float:
+        """What a candidate is worth after so many steps on `batches`, or of the user's own, and recalibrated."""
+        s = self.settings
+        if self.tune is None:
+            progress = partial(self.watch, rung)
+            train(candidate, batches, steps=steps, lr=s.lr, weight_decay=s.weight_decay, progress=progress)
+        elif steps:
             self.watch(f"fine-tune of your own, {steps} steps", 1, 1)
             self.tune(candidate, steps)
-        recalibrate(candidate, self._calibration)
-        return self.metric(candidate)
+        self.watch("batch norm, then scoring", 1, 1)
+        recalibrate(candidate, split(self._calibration, parts))
+        return self.metric(candidate, parts)
 
     def metric(self, model: nn.Module, parts: int = 1) -> float:
         """A model's worth as it is: the metric, or the accuracy on the images that are scored."""
