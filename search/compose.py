@@ -147,22 +147,36 @@ def compose(
         loaded.model, structure, settings.importance, batches=calibration(loaded_data, settings), seed=settings.seed
     )
     augment = augmentations(settings.augment, loaded_data)
-    evaluator = Evaluator(
+    evaluator = evaluator_of(settings, loaded, loaded_data, structure, order, metric=metric, finetune=finetune)
+    reward = resolve(REWARDS, settings.reward, "--reward")
+    problem = Problem(structure.groups, budget, evaluator, costs=costs, reward=reward)
+    return Setup(settings, loaded, loaded_data, structure, costs, order, evaluator, problem, augment, metric, bench)
+
+
+def evaluator_of(
+    settings: Settings,
+    loaded: Loaded,
+    data: Data,
+    structure: Structure,
+    order: Mapping[str, np.ndarray],
+    *,
+    metric: Metric | None = None,
+    finetune: Tune | None = None,
+) -> Evaluator:
+    """What scores the policies of a dense model."""
+    return Evaluator(
         loaded.model,
         structure,
         order,
-        train_split=loaded_data.train,
-        val_split=loaded_data.val,
+        train_split=data.train,
+        val_split=data.val,
         settings=score_settings(settings),
-        augment=augment,
+        augment=augmentations(settings.augment, data),
         metric=metric,
         tune=finetune,
         layout=fast_layout(loaded.model, loaded.inputs),
         seed=settings.seed,
     )
-    reward = resolve(REWARDS, settings.reward, "--reward")
-    problem = Problem(structure.groups, budget, evaluator, costs=costs, reward=reward)
-    return Setup(settings, loaded, loaded_data, structure, costs, order, evaluator, problem, augment, metric, bench)
 
 
 def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetune: Tune | None) -> None:

@@ -16,7 +16,6 @@ from amc.budget import Budget, LimitSpec, parse_budget
 from amc.cost import Cost, analytic, spent
 from amc.data import Data
 from amc.errors import BudgetError
-from amc.evaluate import Evaluator
 from amc.groups import Frozen, Group, Structure
 from amc.importance import rank
 from amc.models import Loaded, load_model
@@ -24,10 +23,9 @@ from amc.problem import allowed
 from amc.seeding import seeded
 from search.compose import (
     accelerator,
-    augmentations,
+    evaluator_of,
     is_trained_here,
     read_data,
-    score_settings,
     set_threads,
     trace_model,
 )
@@ -205,16 +203,8 @@ def estimated(settings: Settings, loaded: Loaded, data: Data, structure: Structu
     """
     groups = structure.groups
     widths = budget.project(budget.dense) if budget.limits else [group.snap(group.channels / 2) for group in groups]
-    evaluator = Evaluator(
-        loaded.model,
-        structure,
-        rank(loaded.model, structure, "l1"),
-        train_split=data.train,
-        val_split=data.val,
-        settings=replace(score_settings(settings), lr=0.0),
-        augment=augmentations(settings.augment, data),
-        seed=settings.seed,
-    )
+    order = rank(loaded.model, structure, "l1")
+    evaluator = evaluator_of(replace(settings, score_lr=0.0), loaded, data, structure, order)
     with seeded(settings.seed, "evaluate"):
         start = time.perf_counter()
         evaluator({group.name: width for group, width in zip(groups, widths, strict=True)})
