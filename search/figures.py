@@ -37,8 +37,8 @@ VARIABLES = {
 SMALL, WIDE = (5.4, 3.7), (11.0, 3.9)
 """Inches, at 72 a pixel each on the page; a small figure is readable at the width of a phone."""
 
-FEW = 8
-"""So many groups fit in a small figure."""
+FEW, LEVEL = 14, 8
+"""So many names fit in a small figure, and so many of them without being turned up."""
 
 MANY = 3000
 """More marks than this become pixels: one element each would make the page slow."""
@@ -142,11 +142,11 @@ def layer_bars(layers: Sequence[LayerFigures], what: str) -> Chart | None:
 
 def _name_groups(axes: Any, names: Sequence[str], *, wide: bool) -> None:
     """Names under bars; of many, some."""
-    every = -(-len(names) // 40)
+    every, upright = -(-len(names) // 40), wide or len(names) > LEVEL
     axes.set_xticks(range(0, len(names), every), [label(name) for name in names[::every]])
-    axes.tick_params(axis="x", rotation=90 if wide else 30, labelsize=9)
+    axes.tick_params(axis="x", rotation=90 if upright else 30, labelsize=9)
     for tick in axes.get_xticklabels():
-        tick.set_horizontalalignment("center" if wide else "right")
+        tick.set_horizontalalignment("center" if upright else "right")
     axes.grid(axis="x", visible=False)
 
 
@@ -266,8 +266,8 @@ def proxy_scatter(anchors: Sequence[Anchor], spearman: float | None, metric: str
     return _chart(figure, "proxy", "What the score is worth", note, alt)
 
 
-def latency_scatter(points: Mapping[str, tuple[float, float]]) -> Chart:
-    """Predicted against measured latency in ms, by model; on the diagonal, they agree."""
+def latency_scatter(points: Mapping[str, tuple[float, float]], conditions: str = "") -> Chart:
+    """Predicted against measured latency in ms, by model; on the diagonal, they agree. conditions: of measuring."""
     with _figure("latency", SMALL) as (figure, axes):
         values = [value for point in points.values() for value in point]
         ends = [0.95 * min(values), 1.05 * max(values)]
@@ -279,34 +279,38 @@ def latency_scatter(points: Mapping[str, tuple[float, float]]) -> Chart:
         axes.locator_params(nbins=5)
         figure.legend(loc="outside upper left", ncols=3)
     each = "; ".join(f"{label(name)}: {p:.4g} ms predicted, {m:.4g} ms measured" for name, (p, m) in points.items())
-    return _chart(
-        figure, "latency", "Predicted and measured latency", "Batch 1 unless the settings say otherwise", f"{each}."
-    )
+    return _chart(figure, "latency", "Predicted and measured latency", conditions, f"{each}.")
 
 
-def sensitivity_map(found: Sensitivity) -> Chart:
-    """Accuracy of the model with one group alone at several keep ratios, as a heat map."""
+def sensitivity_map(found: Sensitivity, metric: str = "accuracy") -> Chart:
+    """Accuracy (or the metric) of the model with one group alone at several keep ratios, as a heat map."""
     import numpy as np
 
-    grid = np.array([group.accuracy for group in found.groups], dtype=float).T  # None is NaN, and stays blank
+    scored = {group.name: [a for a in group.accuracy if a is not None] for group in found.groups}
+    shares = metric == "accuracy" and all(0 <= a <= 1 for worths in scored.values() for a in worths)
+    scale = 100 if shares else 1
+    grid = scale * np.array([group.accuracy for group in found.groups], dtype=float).T  # None is NaN, and stays blank
     names = [group.name for group in found.groups]
-    with _figure("sensitivity", WIDE) as (figure, axes):
+    wide = len(names) > FEW
+    with _figure("sensitivity", WIDE if wide else SMALL) as (figure, axes):
         mesh = axes.pcolormesh(grid, cmap="cividis", rasterized=grid.size > MANY)
         every = -(-len(names) // 40)
         axes.set_xticks([i + 0.5 for i in range(0, len(names), every)], [label(name) for name in names[::every]])
         axes.set_yticks([i + 0.5 for i in range(len(found.ratios))], [f"{100 * ratio:.3g}" for ratio in found.ratios])
-        axes.tick_params(axis="x", rotation=90, labelsize=9)
+        axes.tick_params(axis="x", rotation=90 if wide or len(names) > LEVEL else 30, labelsize=9)
         axes.set(ylabel="keep ratio, %")
         axes.set_facecolor(FAINT)
         axes.grid(visible=False)
-        figure.colorbar(mesh, ax=axes, label="accuracy", pad=0.01)
-    scored = {group.name: [a for a in group.accuracy if a is not None] for group in found.groups}
+        figure.colorbar(mesh, ax=axes, label=_with_percent(label(metric), scale), pad=0.01)
     worst = min((name for name in scored if scored[name]), key=lambda name: min(scored[name]), default="")
-    alt = f"Accuracy with one of {len(names)} groups cut alone; the most sensitive is {label(worst)}."
-    note = f"Accuracy with one group alone at several keep ratios; dense, scored the same way, {found.dense:.4g}"
+    alt = f"{capital(metric)} with one of {len(names)} groups cut alone; the most sensitive is {label(worst)}."
+    note = (
+        f"{capital(metric)} with one group alone at several keep ratios, all others whole; "
+        f"nothing cut, scored the same way: {worth_text(found.dense, metric)}"
+    )
     if bool(np.isnan(grid).any()):
         note += "; grey: could not be scored"
-    return _chart(figure, "sensitivity", "How sensitive each group is", note, alt, wide=True)
+    return _chart(figure, "sensitivity", "How sensitive each group is", note, alt, wide=wide)
 
 
 def capital(text: str) -> str:

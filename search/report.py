@@ -30,6 +30,8 @@ from search.numbers import (
 from search.settings import Settings
 
 TOP_TRIALS = 10
+PARTS = ("front", "channels", "layers", "search", "costs", "trust")
+"""Of the page that hold figures."""
 
 
 def write_report(path: Path) -> None:
@@ -81,23 +83,26 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
     resolved = run.settings.resolved
     widths = [(name, count) for name, count in run.channels.items() if name in result.best.widths]
     metric = result.search.metric
-    what = metric if result.settings.get("reward", "accuracy") == "accuracy" else "reward"
-    charts: dict[str, list[figures.Chart]] = {"channels": [], "layers": [], "search": [], "costs": [], "trust": []}
+    what = "reward" if result.settings.get("reward", "accuracy") != "accuracy" else metric
+    if result.front:
+        what = "gain over uniform"  # see `search.front`
+    charts: dict[str, list[figures.Chart]] = {part: [] for part in PARTS}
     charts["layers"] = [chart for kind in ("flops", "ms") if (chart := figures.layer_bars(result.layers, kind))]
     if widths:
         charts["channels"] = [figures.keep_ratios(dict(widths), result.best.widths, result.uniform.widths)]
     if trials:
         charts["search"] = [figures.convergence({run.name: trials}, by, what) for by in ("trial", "minute")]
-        charts["costs"] = [
-            figures.trade_off(cost, trials, dense_cost(result, cost), metric) for cost in trial_costs(result, trials)
-        ]
+        for cost in trial_costs(result, trials):
+            searched = result.front and cost == result.budget[0].cost
+            chart = figures.trade_off(cost, trials, dense_cost(result, cost), metric)
+            charts["front" if searched else "costs"].append(chart)
     if len(result.proxy.anchors) > 1:
         charts["trust"].append(figures.proxy_scatter(result.proxy.anchors, result.proxy.spearman, metric))
     predicted = predictions(result)
     if predicted:
-        charts["trust"].append(figures.latency_scatter(predicted))
+        charts["trust"].append(figures.latency_scatter(predicted, conditions(result.settings)))
     if run.sensitivity and run.sensitivity.groups:
-        charts["trust"].append(figures.sensitivity_map(run.sensitivity))
+        charts["trust"].append(figures.sensitivity_map(run.sensitivity, metric))
     return {
         "title": f"{result.settings.get('model', 'model')} on {result.settings.get('data', 'data')}",
         "run": run,
@@ -107,15 +112,18 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
         "timed": any(layer.dense_ms is not None for layer in result.layers),
         "verdict": verdict(run),
         "met": all(line.met for line in result.budget),
+        "recovery": recovery(result.settings),
         "columns": columns(result),
         "rows": rows(run),
         "widths": widths,
         "charts": charts,
         "top_trials": sorted(trials, key=lambda t: (-t.reward, t.number))[:TOP_TRIALS],
         "trial_costs": trial_costs(result, trials),
+        "dense_predicted": dense_cost(result, "latency"),
         "missing": missing(run),
         "frozen": resolved.frozen,
         "commands": commands(run),
+        "apply_front": apply_command(run, result.front[0].policy) if result.front else None,
         "settings": settings_rows(run),
         "notes": run.notes,
     }
@@ -148,7 +156,23 @@ def verdict(run: FinishedRun) -> str:
     ours, theirs = interval(run, best), interval(run, dense)
     if ours and theirs and ours[0] <= theirs[1] and theirs[0] <= ours[1]:
         sentence += " (their 95 % intervals overlap)"
-    return sentence + f"; {against_uniform(result)}."
+    return sentence + f"; {against_uniform(result)}.{_broken(result)}"
+
+
+def recovery(settings: Mapping[str, Any]) -> str:
+    """What was done to both policies after the search."""
+    epochs = settings.get("finetune_epochs", Settings.finetune_epochs)
+    if not epochs:
+        return "Neither policy was fine-tuned (--finetune-epochs 0); more is to be had from both."
+    return f"Both policies were fine-tuned the same way, for {epochs} epoch{'' if epochs == 1 else 's'}."
+
+
+def _broken(result: RunResult) -> str:
+    """The limits that the policy is not known to keep, in a sentence of their own."""
+    over = [name_of(line.cost) for line in result.budget if line.met is False]
+    unknown = [name_of(line.cost) for line in result.budget if line.met is None]
+    said = f" It is above the limit of {_listed(over)}." if over else ""
+    return said + (f" Whether it keeps the limit of {_listed(unknown)} was not measured." if unknown else "")
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -236,8 +260,9 @@ def _speedup(key: str, model: ModelFigures) -> Cell:
 
 
 def dense_cost(result: RunResult, cost: str) -> float | None:
-    """The dense model's cost, where it was measured."""
-    value = result.dense.latency_ms if cost == "latency" else getattr(result.dense, cost, None)
+    """The dense model's cost, where it was measured; of latency, by the table that predicted the trials'."""
+    predicted = next((line.limit / line.fraction for line in result.budget if line.cost == cost == "latency"), None)
+    value = predicted or (result.dense.latency_ms if cost == "latency" else getattr(result.dense, cost, None))
     return value if isinstance(value, int | float) and value > 0 else None
 
 
@@ -256,6 +281,12 @@ def predictions(result: RunResult) -> dict[str, tuple[float, float]]:
     }
 
 
+def conditions(settings: Mapping[str, Any]) -> str:
+    """How latency was measured."""
+    batch, threads = (settings.get(f"latency_{name}", 1) for name in ("batch", "threads"))
+    return f"Batch {batch}, {threads} thread{'' if threads == 1 else 's'}; on the dashed line they agree"
+
+
 def missing(run: FinishedRun) -> list[str]:
     """What this run did not measure."""
     result = run.result
@@ -267,7 +298,9 @@ def missing(run: FinishedRun) -> list[str]:
         "latency": result.best.latency_ms is None,
         "predicted latency": result.best.latency_predicted_ms is None,
         "the score of the search against fine-tuned accuracy": result.proxy.spearman is None,
-        "sensitivity of each group": run.sensitivity is None,
+        "how sensitive each group is (a longer search looks, and amc sensitivity does at any time)": (
+            run.sensitivity is None
+        ),
     }
     return [what for what, is_absent in absent.items() if is_absent]
 
@@ -282,24 +315,31 @@ class Command:
 
 def commands(run: FinishedRun) -> list[Command]:
     """The exact commands to apply the policy, to run the model, and to find it again."""
-    settings, path = run.result.settings, run.path
-    dense = ["--weights", str(path / "dense.safetensors")]
+    settings = run.result.settings
     if is_named(settings):
-        source = [flags(settings, name) for name in ("model", "data", "mean", "std", "input_size")]
-        apply = _shell(["amc", "apply", str(path / "policy.json")], *source, dense, ["--out", "slim"])
         again = _shell(["amc", "search"], *(flags(settings, name) for name, _ in changed(settings)))
     else:
         given = {name: value for name, value in changed(settings) if name not in ("model", "data")}
         arguments = "".join(f"    {name}={value!r},\n" for name, value in given.items())
         again = f"import search\n\nresult = search.run(\n    model=...,  # yours\n    data=...,\n{arguments})"
-        apply = (
-            "import amc\n\nmodel = ...  # your dense model, with its weights\n"
-            f"slim = amc.apply(model, amc.load_policy({str(path / 'policy.json')!r}))"
-        )
-    found = [Command("Apply the policy to the dense weights", apply)]
+    found = [Command("Apply the policy to the dense weights", apply_command(run, "policy.json"))]
     if run.policy:
         found.append(Command("Run the model, with onnxruntime alone", deployment(run)))
     return [*found, Command("Find it again", again)]
+
+
+def apply_command(run: FinishedRun, policy: str) -> str:
+    """How to apply a policy file of the run: a command, or Python where the model was an object."""
+    settings, file = run.result.settings, str(run.path / policy)
+    if not is_named(settings):
+        return (
+            "import amc\n\nmodel = ...  # your dense model, with its weights\n"
+            f"slim = amc.apply(model, amc.load_policy({file!r}))"
+        )
+    source = [flags(settings, name) for name in ("model", "data", "mean", "std", "input_size")]
+    return _shell(
+        ["amc", "apply", file], *source, ["--weights", str(run.path / "dense.safetensors")], ["--out", "slim"]
+    )
 
 
 def _shell(*groups: list[str]) -> str:
@@ -329,8 +369,9 @@ def is_named(settings: Mapping[str, Any]) -> bool:
 def changed(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The settings that differ from their default, by name; settings that this version doesn't know are left out."""
     for field in fields(Settings):
-        value = settings.get(field.name, field.default)
-        if value != (list(field.default) if isinstance(field.default, tuple) else field.default):
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        value = settings.get(field.name, default)
+        if value != default:
             yield field.name, value
 
 
@@ -340,6 +381,8 @@ def flags(settings: Mapping[str, Any], name: str) -> list[str]:
         return []
     flag, value = "--" + name.replace("_", "-"), settings[name]
     metadata = next(field.metadata for field in fields(Settings) if field.name == name)
+    if "flag" in metadata:
+        return [flag]
     if "repeat" in metadata:
         return [word for part in value for word in (flag, str(part))]
     return [flag, *map(str, value)] if isinstance(value, list) else [flag, str(value)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and threads that wait for a core spin
 
@@ -21,3 +23,20 @@ def _cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A finished run with its report, to look at and not to change."""
+    from search.report import write_report
+    from tests.finished_run import write_run
+
+    path = write_run(tmp_path_factory.mktemp("runs") / "one")
+    write_report(path)
+    return path
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of it to change."""
+    return shutil.copytree(finished, tmp_path / "run")
