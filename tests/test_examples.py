@@ -82,6 +82,18 @@ def test_own_metric_is_what_the_search_maximizes_and_the_result_reports():
     assert best["flops"] <= 0.4 * result.summary["dense"]["flops"]
     assert best["accuracy"] == pytest.approx(own.iou(result.model, own.discs(128, seed=2)))
     assert best["test_accuracy"] is None
+    assert "mask_iou, search split" in (result.path / "report.html").read_text()
+
+
+def test_own_training_recovers_candidates_that_no_labels_could():
+    result = example("own_training").main(steps=60, trials=3)
+    dense, best = result.summary["dense"], result.summary["best"]
+    assert best["flops"] <= 0.5 * dense["flops"]
+    images = example("own_training").images()
+    bilinear = torch.nn.functional.interpolate(images[0][1400:], scale_factor=2, mode="bilinear")
+    plain = -10 * torch.log10(torch.nn.functional.mse_loss(bilinear, images[1][1400:])).item()
+    assert best["accuracy"] > plain, "better than no network"
+    assert result.summary["search"]["metric"] == "psnr"
 
 
 def test_a_perfect_and_an_empty_mask_score_one_and_zero():
