@@ -8,14 +8,13 @@ reading; `kept` holds the very channels, for the weights that `weights_sha256` n
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from amc.documents import read_document
 from amc.errors import PolicyError
-from amc.files import dump_json, read_json, write_atomic
-
-FORMAT, VERSION = "amc/policy", 1
+from amc.files import dump_json, write_atomic
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -121,31 +120,4 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     Raises:
         PolicyError: it can't be read, or holds anything that version 1 of the format doesn't define.
     """
-    try:
-        content = read_json(path)
-    except OSError as error:
-        raise PolicyError(f"the policy {path} can't be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise PolicyError(f"the policy {path} is not whole, valid JSON: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise PolicyError(f'{path} is not a policy: it lacks `"format": "{FORMAT}"`')
-    version = content.get("version")
-    if version != VERSION or isinstance(version, bool):
-        raise PolicyError(f"{path} has version {version!r} of the format; this program reads version {VERSION}")
-    try:
-        return Policy.model_validate(content)
-    except ValidationError as error:
-        raise PolicyError(f"the policy {path} is invalid: {_explain(error)}") from None
-
-
-def _explain(error: ValidationError) -> str:
-    """The first few problems, a clause each."""
-    problems: list[Any] = error.errors(include_url=False, include_input=False)
-    clauses = []
-    for problem in problems[:3]:
-        where = ".".join(map(str, problem["loc"]))
-        message = (
-            "is not known" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
-        )
-        clauses.append(f"`{where}` {message}" if where else message)
-    return "; ".join(clauses) + (" …" if len(problems) > 3 else "")
+    return read_document(path, Policy, "policy", PolicyError)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import spearmanr
+from amc.documents import read_document
 
 from amc.errors import DeviceError
-from amc.files import dump_json, read_json, write_atomic
+from amc.files import dump_json, write_atomic
 from amc.groups import Structure
 from latency.device import Device
 from latency.paired import Progress, Reading
@@ -108,21 +109,11 @@ class LatencyTable(_Strict):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
         """Read a table. Raises DeviceError: it can't be read, is no table, or contradicts itself."""
-        name = os.fspath(path)
-        try:
-            table = cls.model_validate(read_json(path))
-        except OSError as error:
-            raise DeviceError(f"latency table `{name}` can't be read: {error.strerror}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise DeviceError(f"latency table `{name}` is not valid: {where}: {first['msg']}") from error
-        except ValueError as error:
-            raise DeviceError(f"latency table `{name}` is not valid JSON: {error}") from error
+        table = read_document(path, cls, "latency table", DeviceError)
         channels = [group.channels for group in table.groups]
         for sample in (*table.samples, *table.held_out, *table.corrections):
             if len(sample.widths) != len(channels) or any(w > c for w, c in zip(sample.widths, channels, strict=True)):
-                raise DeviceError(f"latency table `{name}` is not valid: a policy in it does not fit its groups")
+                raise DeviceError(f"the latency table {path} is invalid: a policy in it does not fit its groups")
         return table
 
     def save(self, path: str | os.PathLike[str]) -> None:

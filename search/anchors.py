@@ -23,9 +23,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 import optuna
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import spearmanr
 
+from amc.documents import read_document
+from amc.errors import RunError
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
 from search.run_directory import ANCHORS, RunDirectory
@@ -211,9 +213,9 @@ def _read(directory: RunDirectory) -> _File:
     if not (directory / ANCHORS).exists():
         return _File()
     try:
-        return _File.model_validate(directory.read_json(ANCHORS))
-    except ValidationError as error:
-        log.warning("%s is not what a run writes, and is made again: %s", ANCHORS, error.errors()[0]["msg"])
+        return read_document(directory / ANCHORS, _File, "run's file", RunError)
+    except RunError as error:
+        log.warning("%s; it is made again", error)
         return _File()
 
 

@@ -16,10 +16,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from amc import documents
 from amc.errors import AmcError, RunError
-from amc.files import read_json
 from amc.policy import Policy, load_policy
 
 if TYPE_CHECKING:
@@ -252,15 +252,7 @@ T = TypeVar("T", bound=BaseModel)
 
 def read_document(path: Path, model: type[T]) -> T:
     """A JSON file of ours, checked. Raises a RunError that names the file and the first thing wrong."""
-    try:
-        _regular(path)
-        return model.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise RunError(f"{path} is not what a run writes: `{where}`: {first['msg']}") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    return documents.read_document(_regular(path), model, "run's file", RunError)
 
 
 def _sensitivity(path: Path) -> Sensitivity:

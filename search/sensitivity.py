@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from amc.documents import read_document
 from amc.errors import SearchFailed, UsageError
-from amc.files import dump_json, read_json, write_atomic
+from amc.files import dump_json, write_atomic
 from amc.problem import Problem
 from amc.seeding import seeded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT, VERSION = "amc/sensitivity", 1
+FORMAT = "amc/sensitivity"
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -43,8 +43,8 @@ class GroupSensitivity(_Strict):
 
     name: str
     channels: Count
-    widths: tuple[Count, ...]
-    accuracy: tuple[float | None, ...]
+    widths: tuple[Count, ...] = Field(strict=False)  # JSON has no tuples
+    accuracy: tuple[float | None, ...] = Field(strict=False)
 
 
 class Sensitivity(_Strict):
@@ -58,8 +58,8 @@ class Sensitivity(_Strict):
     format: Literal["amc/sensitivity"] = "amc/sensitivity"
     version: Literal[1] = 1
     dense: float
-    ratios: tuple[Ratio, ...]
-    groups: tuple[GroupSensitivity, ...]
+    ratios: tuple[Ratio, ...] = Field(strict=False)
+    groups: tuple[GroupSensitivity, ...] = Field(strict=False)
     source: dict[str, Scalar] = {}
 
     @model_validator(mode="after")
@@ -87,24 +87,7 @@ def load_sensitivity(path: str | os.PathLike[str]) -> Sensitivity:
     Raises:
         UsageError: it can't be read, or holds anything that version 1 of the format doesn't define.
     """
-    try:
-        content = read_json(path)
-    except OSError as error:
-        raise UsageError(f"the sensitivity file {path} can't be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UsageError(f"the sensitivity file {path} is not whole, valid JSON: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UsageError(f'{path} is not a sensitivity file: it lacks `"format": "{FORMAT}"`')
-    version = content.get("version")
-    if version != VERSION or isinstance(version, bool):
-        raise UsageError(f"{path} has version {version!r} of the format; this program reads version {VERSION}")
-    try:
-        return Sensitivity.model_validate_json(json.dumps(content))  # in JSON an array may be a tuple
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"the sensitivity file {path} is invalid: {where and f'`{where}`: '}{message}") from None
+    return read_document(path, Sensitivity, "sensitivity file", UsageError)
 
 
 def sensitivity(

@@ -69,7 +69,7 @@ def changed(**changes) -> str:
         (changed(format="other"), "not a policy"),
         (changed(version=2), "version 2"),
         (changed(version=True), "version True"),
-        (changed(groups=None), "`groups` Field required"),
+        (changed(groups=None), "`groups`: Field required"),
         (changed(extra=1), "`extra` is not known"),
         (changed(group__extra=1), "`groups.0.extra` is not known"),
         (changed(group__width=5), "keeps 5 of 4"),
