@@ -214,13 +214,13 @@ def test_a_table_stands_for_a_device_that_is_not_there(table, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda text: text[: len(text) // 2], "not valid JSON"),
+        (lambda text: text[: len(text) // 2], "not whole, valid JSON"),
         (lambda text: text.replace('"version": 1', '"version": 2'), "version"),
         (lambda text: text.replace('"version": 1', '"version": 1, "extra": 0'), "extra"),
         (lambda text: text.replace('"version": 1', '"version": 1, "version": 1'), "duplicate key"),
         (lambda text: text.replace('"dense_ms": ', '"dense_ms": NaN, "x": '), "not a number"),
         (lambda text: text.replace('"dense_ms": ', '"dense_ms": -'), "dense_ms"),
-        (lambda text: text.replace('"ratio": ', '"ratio": 1e999, "x": ', 1), "is not valid"),
+        (lambda text: text.replace('"ratio": ', '"ratio": 1e999, "x": ', 1), "is invalid"),
         (lambda text: text.replace('"channels": 48', '"channels": 3'), "does not fit its groups"),
         (lambda text: "[" * 10**5, "nested too deeply"),
         (lambda text: "[]", "not valid"),
