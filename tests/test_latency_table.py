@@ -220,10 +220,10 @@ def test_a_table_stands_for_a_device_that_is_not_there(table, tmp_path):
         (lambda text: text.replace('"version": 1', '"version": 1, "version": 1'), "duplicate key"),
         (lambda text: text.replace('"dense_ms": ', '"dense_ms": NaN, "x": '), "not a number"),
         (lambda text: text.replace('"dense_ms": ', '"dense_ms": -'), "dense_ms"),
-        (lambda text: text.replace('"ratio": ', '"ratio": 1e999, "x": ', 1), "is invalid"),
+        (lambda text: text.replace('"ratio": ', '"ratio": 1e999, "x": ', 1), "out of range"),
         (lambda text: text.replace('"channels": 48', '"channels": 3'), "does not fit its groups"),
         (lambda text: "[" * 10**5, "nested too deeply"),
-        (lambda text: "[]", "not valid"),
+        (lambda text: "[]", "not a latency table"),
     ],
 )
 def test_a_table_that_is_not_one_is_refused(table, tmp_path, change, says):
