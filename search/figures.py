@@ -140,10 +140,11 @@ def layer_bars(layers: Sequence[LayerFigures], what: str) -> Chart | None:
     return _chart(figure, name, title, note, alt, wide=wide)
 
 
-def _name_groups(axes: Any, names: Sequence[str], *, wide: bool) -> None:
-    """Names under bars; of many, some."""
+def _name_groups(axes: Any, names: Sequence[str], *, wide: bool, start: float = 0.0) -> None:
+    """Names under bars, the first of which is at `start`; of many, some."""
     every, upright = -(-len(names) // 40), wide or len(names) > LEVEL
-    axes.set_xticks(range(0, len(names), every), [label(name) for name in names[::every]])
+    places = [start + i for i in range(0, len(names), every)]
+    axes.set_xticks(places, [label(name) for name in names[::every]])
     axes.tick_params(axis="x", rotation=90 if upright else 30, labelsize=9)
     for tick in axes.get_xticklabels():
         tick.set_horizontalalignment("center" if upright else "right")
@@ -249,8 +250,8 @@ def run_front(
     return _chart(figure, f"front-{cost}", title, "A mark is the result of a run", alt)
 
 
-def proxy_scatter(anchors: Sequence[Anchor], spearman: float | None, metric: str = "accuracy") -> Chart:
-    """The score within the search against the accuracy after fine-tuning, one point an anchor."""
+def proxy_scatter(anchors: Sequence[Anchor], spearman: float | None, metric: str = "accuracy", steps: int = 0) -> Chart:
+    """The score within the search against the accuracy after a fine-tuning of `steps` steps, one point an anchor."""
     shares = all(0 <= a.score <= 1 and 0 <= a.accuracy <= 1 for a in anchors)
     scale = 100 if shares and metric == "accuracy" else 1
     with _figure("proxy", SMALL) as (figure, axes):
@@ -262,7 +263,7 @@ def proxy_scatter(anchors: Sequence[Anchor], spearman: float | None, metric: str
         )
     rank = "" if spearman is None else f" Their ranks correlate by {spearman:.3f} (Spearman)."
     alt = f"Score in the search against accuracy after fine-tuning, of {len(anchors)} policies.{rank}"
-    note = f"{len(anchors)} policies, fine-tuned properly.{rank}"
+    note = f"{len(anchors)} policies, fine-tuned for longer{f', {steps} steps' if steps else ''}.{rank}"
     return _chart(figure, "proxy", "What the score is worth", note, alt)
 
 
@@ -294,10 +295,8 @@ def sensitivity_map(found: Sensitivity, metric: str = "accuracy") -> Chart:
     wide = len(names) > FEW
     with _figure("sensitivity", WIDE if wide else SMALL) as (figure, axes):
         mesh = axes.pcolormesh(grid, cmap="cividis", rasterized=grid.size > MANY)
-        every = -(-len(names) // 40)
-        axes.set_xticks([i + 0.5 for i in range(0, len(names), every)], [label(name) for name in names[::every]])
+        _name_groups(axes, names, wide=wide, start=0.5)
         axes.set_yticks([i + 0.5 for i in range(len(found.ratios))], [f"{100 * ratio:.3g}" for ratio in found.ratios])
-        axes.tick_params(axis="x", rotation=90 if wide or len(names) > LEVEL else 30, labelsize=9)
         axes.set(ylabel="keep ratio, %")
         axes.set_facecolor(FAINT)
         axes.grid(visible=False)

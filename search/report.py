@@ -78,6 +78,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 def report_of(run: FinishedRun) -> dict[str, Any]:
     """What the page shows, by the names of the template."""
     from search import figures
+    from search.anchors import WEAK
 
     result, trials = run.result, run.trials
     resolved = run.settings.resolved
@@ -97,7 +98,9 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
             chart = figures.trade_off(cost, trials, dense_cost(result, cost), metric)
             charts["front" if searched else "costs"].append(chart)
     if len(result.proxy.anchors) > 1:
-        charts["trust"].append(figures.proxy_scatter(result.proxy.anchors, result.proxy.spearman, metric))
+        charts["trust"].append(
+            figures.proxy_scatter(result.proxy.anchors, result.proxy.spearman, metric, result.proxy.steps)
+        )
     predicted = predictions(result)
     if predicted:
         charts["trust"].append(figures.latency_scatter(predicted, conditions(result.settings)))
@@ -113,6 +116,7 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
         "verdict": verdict(run),
         "met": all(line.met for line in result.budget),
         "recovery": recovery(result.settings),
+        "weak": result.proxy.spearman is not None and result.proxy.spearman < WEAK,
         "columns": columns(result),
         "rows": rows(run),
         "widths": widths,
