@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +17,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import spearmanr
-from amc.documents import read_document
 
+from amc.documents import read_document
 from amc.errors import DeviceError
 from amc.files import dump_json, write_atomic
 from amc.groups import Structure
@@ -34,9 +33,9 @@ ENOUGH = 0.015
 CHECK = 64
 """A fit after so many samples finds out; it takes as long as a few of them."""
 SLOWED = 1.15
-"""A sample during which the dense model took so many times its best of late is taken again."""
-LATELY = 12
-"""Batches that count as of late: a machine that stays busy is measured as it is, not waited for."""
+"""Samples during which the dense model's times differ by no more than this factor were taken at one speed."""
+SEEN = 1 / 3
+"""At least this share must have been taken at the speed that counts: a machine that stays busy is measured as it is."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=500)]
@@ -175,29 +174,21 @@ def draw(structure: Structure, rng: np.random.Generator) -> list[int]:
 
 
 class _Builder:
-    """Asks the device for samples, and takes again what was disturbed."""
+    """Asks the device for samples, and knows the dense model's time, ms, during each."""
 
     def __init__(
         self, device: Device, files: Callable[[Sequence[int]], bytes], dense: bytes, conditions: Conditions, seed: int
     ) -> None:
         self.device, self.files, self.dense, self.conditions, self.seed = device, files, dense, conditions, seed
-        self.lately: deque[float] = deque(maxlen=LATELY)
-        self.dense_ms: list[float] = []
 
-    def measure(self, policies: Sequence[Sequence[int]], seconds: float, passes: int = 1) -> list[Sample]:
-        """Samples of these policies, but for those that were disturbed three times."""
-        found, queue = [], [(list(policy), 0) for policy in policies]
-        while queue:
-            batch, queue = queue[:BATCH], queue[BATCH:]
-            readings = self._readings([widths for widths, _ in batch], seconds, passes)
-            bases = [reading.baseline_ms for reading in readings]
-            self.lately.append(float(np.median(bases)))
-            for (widths, tries), reading, base in zip(batch, readings, bases, strict=True):
-                if base <= SLOWED * min(self.lately):
-                    found.append(Sample(widths=widths, ratio=round(reading.ratio, 5)))
-                    self.dense_ms.append(base)
-                elif tries < 2:
-                    queue.append((widths, tries + 1))
+    def measure(self, policies: Sequence[Sequence[int]], seconds: float, passes: int = 1) -> list[tuple[Sample, float]]:
+        """A sample of each policy, and the dense model's time."""
+        found = []
+        for at in range(0, len(policies), BATCH):
+            batch = policies[at : at + BATCH]
+            for widths, reading in zip(batch, self._readings(batch, seconds, passes), strict=True):
+                sample = Sample(widths=[int(width) for width in widths], ratio=round(reading.ratio, 5))
+                found.append((sample, reading.baseline_ms))
         return found
 
     def _readings(self, policies: Sequence[Sequence[int]], seconds: float, passes: int) -> list[Reading]:
@@ -207,6 +198,22 @@ class _Builder:
             models, seconds=seconds, tightness=0.006, passes=passes, tries=1, seed=self.seed, **options
         )
         return [found[str(i)] for i in range(len(policies))]
+
+
+def steady(times: Sequence[float]) -> tuple[float, float]:
+    """The dense model's times, ms, at one speed of the machine: at the fastest that enough samples saw.
+
+    A busy neighbour on the same core slows each kernel by another factor, so that a ratio at half speed is another
+    ratio, and a table of both would predict neither.
+    """
+    ordered = np.sort(times)
+    counts = np.searchsorted(ordered, SLOWED * ordered, "right") - np.arange(len(ordered))
+    low = float(ordered[np.argmax(counts >= min(SEEN * len(ordered), counts.max()))])
+    return low, SLOWED * low
+
+
+def _within(taken: Sequence[tuple[Sample, float]], speed: tuple[float, float]) -> list[Sample]:
+    return [sample for sample, time in taken if speed[0] <= time <= speed[1]]
 
 
 def build_table(
@@ -240,43 +247,46 @@ def build_table(
     if table is not None and table.error is not None:
         return table
     builder = _Builder(device, files, dense, conditions, seed)
-    taken = list(table.samples) if table else []
-    if table:
-        builder.dense_ms = [table.dense_ms]
+    taken = [(sample, table.dense_ms) for sample in table.samples] if table else []
     total, start, checked = samples + held_out, time.monotonic(), 0
     rng = np.random.default_rng([seed, len(taken)])
 
     def current(held: list[Sample], error: TableError | None) -> LatencyTable:
+        times = [time for _, time in taken]
+        speed = steady(times)
         return LatencyTable(
             model=model,
             structure=structure_key(structure),
             groups=[GroupWidths(name=group.name, channels=group.channels) for group in structure.groups],
             device=DeviceInfo.model_validate(fingerprint),
             conditions=conditions,
-            dense_ms=round(float(np.median(builder.dense_ms)), 6),
-            samples=taken,
+            dense_ms=round(float(np.median([time for time in times if speed[0] <= time <= speed[1]])), 6),
+            samples=_within(taken, speed),
             held_out=held,
             error=error,
         )
 
     corners = [[group.channels for group in structure.groups], [group.floor for group in structure.groups]]
-    while len(taken) < samples and not (time.monotonic() - start > limit and len(taken) >= 40):
-        policies = [draw(structure, rng) for _ in range(min(2 * BATCH, samples - len(taken)))]
-        taken += builder.measure(corners + policies if not taken else policies, seconds)
-        if not taken:
-            raise DeviceError("the device was too busy for a latency table: the dense model's own time kept changing")
+    used = len(taken)
+    while used < samples and not (time.monotonic() - start > limit and used >= 40):
+        policies = [draw(structure, rng) for _ in range(min(2 * BATCH, samples - used))]
+        taken += builder.measure(policies if taken else corners + policies, seconds)
+        table = current([], None)
+        used = len(table.samples)
         if path is not None:
-            current([], None).save(path)
+            table.save(path)
         if progress:
-            progress(len(taken), total, "policies measured")
-        if len(taken) >= 80 and len(taken) // CHECK > checked:
-            checked = len(taken) // CHECK
-            if current([], None).predictor(structure).spread < ENOUGH:
+            progress(used, total, "policies measured")
+        if used >= 80 and used // CHECK > checked:
+            checked = used // CHECK
+            if table.predictor(structure).spread < ENOUGH:
                 break
     rng = np.random.default_rng([seed, 2**31])
     held = builder.measure([draw(structure, rng) for _ in range(held_out)], 3 * seconds)
-    error = table_error(current([], None).predictor(structure), held) if len(held) > 2 else None
-    table = current(held, error)
+    speed = steady([time for _, time in taken])
+    apart = _within(held, speed) if len(_within(held, speed)) > 2 else [sample for sample, _ in held]
+    error = table_error(current([], None).predictor(structure), apart) if len(apart) > 2 else None
+    table = current(apart, error)
     if path is not None:
         table.save(path)
     if progress:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from amc.errors import DeviceError
 from amc.groups import Group, Layer, Slice, Structure, TensorInfo
 from latency import LatencyCost, LatencyTable, build_table, open_device
-from latency.table import Conditions, draw
+from latency.table import SLOWED, Conditions, draw, steady
 
 CHANNELS = (16, 32, 32, 48)
 
@@ -168,11 +168,24 @@ def test_liars_among_the_samples_lose_their_weight():
     assert np.median(np.abs(table.predictor(plain())(policies) / truth - 1)) < 0.04
 
 
-def test_readings_while_the_baseline_was_slow_are_taken_again():
-    device = FakeDevice(slow=lambda call: 3.0 if 3 <= call <= 5 else 1.0)
+@pytest.mark.parametrize("slow", [range(3, 6), range(1, 6), range(7, 12)])
+def test_samples_at_another_speed_of_the_machine_do_not_count(slow):
+    """At half speed each kernel is slowed by another factor; here, every ratio is off by a third."""
+    busy = set(slow)
+    device = FakeDevice(slow=lambda call: 1.5 if call in busy else 1.0, lie=lambda call: 1.3 if call in busy else 1.0)
     table = built(device, samples=80)
-    assert len(table.samples) >= 80
+    assert len(table.samples) >= 40
     assert table.dense_ms == pytest.approx(staircase(CHANNELS), rel=0.02)
+    assert table.error is not None
+    assert table.error.policies == 20
+    off = [abs(sample.ratio * staircase(CHANNELS) / staircase(sample.widths) - 1) for sample in table.samples]
+    assert max(off) < 0.1
+
+
+def test_the_fastest_speed_that_enough_samples_saw_counts():
+    assert steady([1.0, 1.5, 1.6, 1.7, 1.5, 1.6]) == (1.5, pytest.approx(1.5 * SLOWED))
+    assert steady([1.0, 1.1, 1.6, 1.7, 1.5, 1.6])[0] == 1.0
+    assert steady([1.0, 2.0, 4.0, 8.0])[0] == 1.0
 
 
 def test_a_build_cut_short_goes_on_where_it_was(tmp_path):
