@@ -3,10 +3,10 @@
     python benchmarks/latency_headline.py --folder runs/headline --model resnet56 --weights resnet56.pt \
         --data imagefolder:DIR --out benchmarks/results/latency-headline.json
 
-One search under `latency=LIMIT`. Then searches under `flops=F`, with F by bisection, until one's policy takes as long
-as the first one's, measured beside it in turns; the closest is compared. Both policies are fine-tuned alike with the
-same seeds, and scored on the test split. What is done is kept in the folder and not done again; `--out` gets every
-figure.
+One search under `latency=LIMIT`. Then searches under `flops=F`, each F in proportion to what the last policy's latency
+missed, until one takes as long as the first one's, timed beside it; the closest is compared. Both policies are
+fine-tuned alike with the same seeds, and scored on the test split. What is done is kept in the folder and not done
+again, and a search that was cut short goes on; `--out` gets every figure.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,8 @@ from amc.evaluate import accuracy, batches_of, in_memory, recalibrate
 from amc.finetune import finetune
 from amc.models import load_model
 
-CLOSE = 0.015
+CLOSE = 0.02
 """Latencies that differ by less are equal: as much as measurements do."""
-RATIOS = (0.3, 0.9)
-"""Where the fraction of FLOPs is looked for."""
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,32 @@ def searched(arguments: argparse.Namespace, cost: str, fraction: float) -> Found
     return Found(fraction, folder)
 
 
-def as_slow(arguments: argparse.Namespace, target: Found) -> tuple[Found, float]:
+def ratio(one: Path, other: Path, seconds: float) -> list[float]:
+    """Latency of the second ONNX file over the first one's, and its 95 % interval."""
+    reading = latency.measure({"dense": one, "other": other}, seconds=seconds)["other"]
+    return [round(value, 4) for value in (reading.ratio, *reading.ratio_ci95)]
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What a JSON file holds; made and written where there is none."""
+    if not path.exists():
+        path.write_text(json.dumps(make()))
+    return json.loads(path.read_text())
+
+
+def as_slow(arguments: argparse.Namespace, target: Found) -> tuple[Found, list[float]]:
     """The FLOPs search whose policy's latency is closest to the target's, and its latency over the target's."""
-    low, high = RATIOS
-    tried: list[tuple[float, Found, float]] = []
+    tried: list[tuple[Found, list[float]]] = []
+    fraction = arguments.flops
     for _ in range(arguments.tries):
-        found = searched(arguments, "flops", (low + high) / 2)
-        reading = latency.measure({"dense": target.onnx, "flops": found.onnx}, seconds=arguments.seconds)["flops"]
-        tried.append((abs(reading.ratio - 1), found, reading.ratio))
-        print(f"flops={found.fraction:.4f}: {reading.ratio:.3f} of the latency search's", flush=True)
-        if abs(reading.ratio - 1) <= CLOSE:
+        found = searched(arguments, "flops", fraction)
+        beside = kept(found.folder / "beside.json", partial(ratio, target.onnx, found.onnx, arguments.seconds))
+        tried.append((found, beside))
+        print(f"flops={fraction:.4f}: {beside[0]:.3f} of the latency search's time {beside[1:]}", flush=True)
+        if abs(beside[0] - 1) <= CLOSE:
             break
-        low, high = (found.fraction, high) if reading.ratio < 1 else (low, found.fraction)
-    _, found, ratio = min(tried, key=lambda row: row[0])
-    return found, ratio
+        fraction = round(min(max(fraction / beside[0], 0.05), 1.0), 4)
+    return min(tried, key=lambda pair: abs(pair[1][0] - 1))
 
 
 def trainer(arguments: argparse.Namespace) -> Callable[[Any, int], dict[str, float]]:
@@ -126,12 +137,13 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406])
     parser.add_argument("--std", type=float, nargs="+", default=[0.229, 0.224, 0.225])
-    parser.add_argument("--latency", type=float, default=0.6)
+    parser.add_argument("--latency", type=float, default=0.6, help="limit, of the dense model's")
+    parser.add_argument("--flops", type=float, default=0.4, help="the first fraction of FLOPs to be tried")
+    parser.add_argument("--tries", type=int, default=5, help="searches under flops, at most")
     parser.add_argument("--trials", type=int, default=120)
     parser.add_argument("--strategy", default="auto")
     parser.add_argument("--score-steps", type=int, default=30)
     parser.add_argument("--score-images", type=int, default=2000)
-    parser.add_argument("--tries", type=int, default=5, help="searches under flops, at most")
     parser.add_argument("--seconds", type=float, default=8.0, help="of measuring each policy")
     parser.add_argument("--steps", type=int, default=2000, help="of fine-tuning each policy")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -139,31 +151,30 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
 
     seeing = searched(arguments, "latency", arguments.latency)
-    blind, ratio = as_slow(arguments, seeing)
-    kept = arguments.folder / f"tuned-{arguments.steps}.json"
-    scores: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    dense = seeing.folder / "dense.onnx"
+    share = kept(seeing.folder / "beside.json", partial(ratio, dense, seeing.onnx, arguments.seconds))
+    print(f"the latency search's policy takes {share[0]:.3f} of the dense model's time {share[1:]}", flush=True)
+    blind, beside = as_slow(arguments, seeing)
+
     tuned = trainer(arguments)
+    pairs = {"flops": blind, "latency": seeing}
+    rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
-        for name, found in (("latency", seeing), ("flops", blind)):
-            key = f"{found.folder.name} seed {seed}"
-            if key not in scores:
-                scores[key] = tuned(found.policy(), seed)
-                kept.write_text(json.dumps(scores))
-                print(f"{name} seed {seed}: {scores[key]}", flush=True)
-    rows = [
-        {
-            "seed": seed,
-            **{name: scores[f"{f.folder.name} seed {seed}"] for name, f in (("latency", seeing), ("flops", blind))},
-        }
-        for seed in arguments.seeds
-    ]
+        rows.append({"seed": seed})
+        for name, found in pairs.items():
+            path = found.folder / f"tuned-{arguments.steps}-{seed}.json"
+            rows[-1][name] = kept(path, partial(tuned, found.policy(), seed))
+            print(f"{name} seed {seed}: {rows[-1][name]}", flush=True)
     result = {
         "model": arguments.model,
-        "latency_limit": arguments.latency,
-        "flops_fraction": blind.fraction,
-        "flops_policy_latency_over_latency_policys": round(ratio, 4),
+        "latency": arguments.latency,
+        "flops": blind.fraction,
+        "latency_policy_over_dense": share,
+        "flops_policy_over_latency_policy": beside,
+        "widths": {name: found.policy().widths for name, found in pairs.items()},
         "steps": arguments.steps,
         "trials": arguments.trials,
+        "score_steps": arguments.score_steps,
         "seeds": rows,
         "test_difference": interval([row["latency"]["test"] - row["flops"]["test"] for row in rows]),
         "device": latency.open_device("local").fingerprint(),
