@@ -8,8 +8,6 @@ study is opened as a copy, since SQLite writes beside a database even to read it
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -277,33 +275,11 @@ def read_trials(path: Path) -> tuple[TrialRecord, ...]:
     _regular(path)
     if path.stat().st_size > STUDY_LIMIT:
         raise RunError(f"{path} is larger than {STUDY_LIMIT >> 20} MiB; it was not read")
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "study.db")
-        shutil.copyfile(path, copy)
-        log = path.with_name(path.name + "-wal")
-        if log.is_file():  # what the writer has not yet folded into the database
-            shutil.copyfile(log, copy.with_name(copy.name + "-wal"))
-        try:
-            return _trials_of(copy)
-        except Exception as error:  # a broken database fails in as many ways as Optuna and SQLAlchemy have
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise RunError(f"{path} can't be read as a study: {reason}") from None
-
-
-def _trials_of(path: Path) -> tuple[TrialRecord, ...]:
-    from optuna.storages import RDBStorage
     from optuna.trial import TrialState
-    from sqlalchemy import URL
 
-    storage = RDBStorage(URL.create("sqlite", database=str(path)).render_as_string())
-    try:
-        studies = {study.study_name: study._study_id for study in storage.get_all_studies()}
-        if "search" not in studies:
-            raise RunError("it holds no study named `search`")
-        trials = storage.get_all_trials(studies["search"], deepcopy=False)
-    finally:
-        storage.engine.dispose()
-    ended = [trial for trial in trials if trial.datetime_start and trial.datetime_complete]
+    from search.storage import stored_trials  # needs Optuna, which a report without trials does without
+
+    ended = [trial for trial in stored_trials(path) if trial.datetime_start and trial.datetime_complete]
     minutes = busy_minutes([(trial.datetime_start, trial.datetime_complete) for trial in ended])  # type: ignore[misc]
     found, count = [], 0
     for trial, at in zip(ended, minutes, strict=True):

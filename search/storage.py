@@ -58,7 +58,9 @@ def open_storage(path: Path) -> RDBStorage:
         RunError: the file is damaged or no study; the message says what can be read of it.
     """
     if path.exists():
-        _check_sqlite(path)
+        trouble = _trouble(path)
+        if trouble:
+            raise RunError(f"{path} {trouble}. {_way_out(path)}")
     else:  # whole or not at all: Optuna does not go on with half of its tables
         write_atomic(path, _empty())
     try:
@@ -93,8 +95,38 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _check_sqlite(path: Path) -> None:
-    """Raises a RunError if the file is malformed."""
+def stored_trials(path: Path) -> list[FrozenTrial]:
+    """The trials of a run's study, read from a copy: SQLite writes beside a database even to read it.
+
+    Raises:
+        RunError: the file is damaged or no study of a run.
+    """
+    with _copied(path) as copy:
+        trouble = _trouble(copy)
+        if trouble:
+            raise RunError(f"{path} can't be read as a study: it {trouble}")
+        try:
+            storage = _sqlite(copy)
+            try:
+                return storage.get_all_trials(storage.get_study_id_from_name("search"), deepcopy=False)
+            finally:
+                storage.engine.dispose()
+        except Exception as error:  # a broken database fails in as many ways as Optuna and SQLAlchemy have
+            raise RunError(f"{path} can't be read as a study: {_first_line(error)}") from None
+
+
+@contextmanager
+def _copied(path: Path) -> Iterator[Path]:
+    """A copy of an SQLite file in a folder of its own, with what its writer has not yet folded into it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(OSError):
+                shutil.copyfile(f"{path}{suffix}", Path(folder, f"study.db{suffix}"))
+        yield Path(folder, "study.db")
+
+
+def _trouble(path: Path) -> str | None:
+    """What is wrong with an SQLite file, if anything is."""
     try:
         with closing(sqlite3.connect(path, timeout=60)) as database:
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -104,14 +136,12 @@ def _check_sqlite(path: Path) -> None:
             raise
         found, strange = str(error), []
     if strange:
-        raise RunError(f"{path} holds a trigger or a view ({strange[0][0]!r}), so it is not a study that we wrote")
-    if found != "ok":
-        readable = recoverable(path)
-        best = f", the best with a reward of {max(readable.values()):.4f}" if readable else ""
-        raise RunError(
-            f"{path} is damaged ({_first_line(found)}); {len(readable)} finished trials can still be read in it{best}. "
-            f"{_way_out(path)}"
-        )
+        return f"holds a trigger or a view ({strange[0][0]!r}), so it is not a study that we wrote"
+    if found == "ok":
+        return None
+    readable = recoverable(path)
+    best = f", the best with a reward of {max(readable.values()):.4f}" if readable else ""
+    return f"is damaged ({_first_line(found)}); {len(readable)} finished trials can still be read in it{best}"
 
 
 def _way_out(path: Path) -> str:
@@ -124,21 +154,16 @@ def _way_out(path: Path) -> str:
 def recoverable(path: Path) -> dict[int, float]:
     """Trial number -> reward of the finished trials that can be read in a damaged study; the file isn't touched."""
     found: dict[int, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "study.db")
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(OSError):
-                shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
-        with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(copy)) as database:
-            for trial in range(1, 1 + _last_trial(database)):
-                with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
-                    row = database.execute(
-                        "SELECT number, value FROM trials JOIN trial_values USING (trial_id) "
-                        "WHERE trial_id = ? AND state = 'COMPLETE'",
-                        (trial,),
-                    ).fetchone()
-                    if row:
-                        found[int(row[0])] = float(row[1])
+    with _copied(path) as copy, contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(copy)) as database:
+        for trial in range(1, 1 + _last_trial(database)):
+            with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
+                row = database.execute(
+                    "SELECT number, value FROM trials JOIN trial_values USING (trial_id) "
+                    "WHERE trial_id = ? AND state = 'COMPLETE'",
+                    (trial,),
+                ).fetchone()
+                if row:
+                    found[int(row[0])] = float(row[1])
     return found
 
 

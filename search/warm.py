@@ -7,21 +7,19 @@ strategy that learns, learns from their scores as from any other's.
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from amc.errors import UsageError
 from amc.policy import load_policy
 from amc.problem import Problem
 from amc.registry import suggest
 from search.run_directory import POLICY, STUDY
-from search.storage import Leases, open_storage
+from search.storage import Leases, stored_trials
 
 MOST = 10
 """Policies that are taken from a run: its final one, and the best of its trials."""
@@ -69,23 +67,8 @@ def read(source: Path) -> list[dict[str, int]]:
     if not (source / STUDY).is_file():
         raise UsageError(f"--warm-start {source} is no policy file, and no run directory: there is no {STUDY} in it")
     final = [load_policy(source / POLICY).widths] if (source / POLICY).is_file() else []
-    with _trials(source / STUDY) as trials:
-        scored = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None and t.params]
-        ranked = sorted(scored, key=lambda trial: -(trial.value or 0.0))
-        best = [{name: int(width) for name, width in trial.params.items()} for trial in ranked]
+    scored = [trial for trial in stored_trials(source / STUDY) if trial.value is not None and trial.params]
+    ranked = sorted(scored, key=lambda trial: -(trial.value or 0.0))
+    best = [{name: int(width) for name, width in trial.params.items()} for trial in ranked]
     different = {tuple(sorted(widths.items())): widths for widths in [*final, *best]}
     return list(different.values())[:MOST]
-
-
-@contextmanager
-def _trials(path: Path) -> Iterator[list[FrozenTrial]]:
-    """The trials of a study, read from a copy: SQLite writes beside a database even to read it."""
-    with tempfile.TemporaryDirectory() as folder:
-        for file in path.parent.glob(f"{path.name}*"):
-            shutil.copyfile(file, Path(folder, file.name))
-        storage = open_storage(Path(folder, path.name))
-        try:
-            studies = {study.study_name: study._study_id for study in storage.get_all_studies()}
-            yield storage.get_all_trials(studies["search"], deepcopy=False) if "search" in studies else []
-        finally:
-            storage.engine.dispose()
