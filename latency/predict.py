@@ -42,6 +42,8 @@ STEPS = 24
 # search for the most probable scales begins.
 CONSTANT, COMMON, DEPTHWISE, SPECIFIC, LINEAR, ALIGNED, STEP = 0.01, 0.5, 5.0, 0.05, 0.015, 0.0005, 0.00015
 NOISE = 0.02
+EXACT = 0.001
+"""The noise of samples that another predictor made: none, but for what makes a matrix invertible."""
 TRUST = 1.5
 """Standard deviation of a scale's logarithm round its beginning: few samples must not send it far."""
 FARTHEST = 6.0
@@ -249,11 +251,14 @@ def _settled(evidence: _Evidence, logs: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def fit_rising(shapes: Shapes, widths: np.ndarray, ratios: np.ndarray) -> Predictor:
-    """A predictor that never falls as a width grows: rising features alone, and no coefficient below zero."""
+    """A predictor that never falls as a width grows: rising features alone, and no coefficient below zero.
+
+    ratios: without noise, the predictions of another.
+    """
     columns = _Columns(shapes, None)
     design = columns.design(widths, ratios)
     # Normal equations, whose size is the number of columns; the prior makes them positive definite.
-    gram = design.T @ design + NOISE**2 * np.eye(design.shape[1])
+    gram = design.T @ design + EXACT**2 * np.eye(design.shape[1])
     root = np.linalg.cholesky(gram).T
     target = np.linalg.solve(root.T, design.sum(axis=0))
     coefficients, _ = nnls(root, target, maxiter=30 * len(root))
