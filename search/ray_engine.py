@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,14 +68,22 @@ def _connect(ray: Any, settings: Settings) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     try:
         if settings.address:
+            _check_answers(settings.address)
             ray.init(address=settings.address, **options)
         else:
             os.environ.setdefault("RAY_worker_niceness", "0")  # these are the run itself, not work beside it
             cpus = settings.workers * (settings.threads or 1)  # by Ray's count, which need not be the machine's
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"--address {settings.address!r}" if settings.address else "a local Ray"
         raise UsageError(f"{where} can't be used: {str(error).splitlines()[0]}") from None
+
+
+def _check_answers(address: str) -> None:
+    """Raises an OSError where nobody listens at HOST:PORT; Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def resources(settings: Settings, nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
