@@ -46,23 +46,56 @@ def staircase(widths) -> float:
     return total
 
 
+def separable(channels=CHANNELS) -> Structure:
+    """Pairs of a depthwise and a pointwise convolution; a group is one pair's outputs and the next pair's inputs."""
+    tensors, positions, groups = {"stem.weight": TensorInfo((channels[0], 3, 3, 3), "float32", True)}, {}, []
+    for i, (into, out) in enumerate(zip(channels, (*channels[1:], 10), strict=True)):
+        tensors[f"deep{i}.weight"] = TensorInfo((into, 1, 3, 3), "float32", True)
+        tensors[f"point{i}.weight"] = TensorInfo((out, into, 1, 1), "float32", True)
+        index = np.arange(into)
+        before = "stem" if i == 0 else f"point{i - 1}"
+        parts = ((before, 0), (f"deep{i}", 0), (f"point{i}", 1))
+        slices = tuple(Slice(f"{name}.weight", axis, index, index) for name, axis in parts)
+        groups.append(Group(before, into, tuple(range(1, into + 1)), slices=slices, layer=Layer(before)))
+    positions = {name: 1024 >> 2 * (int(name[-8]) if name[-8].isdigit() else 0) for name in tensors}
+    return Structure(tuple(groups), (), tensors, positions)
+
+
+def uneven(widths) -> float:
+    """Milliseconds of `separable`: a depthwise layer of a count that 4 does not divide pays more, by the channel."""
+    total = 0.02 + 1024 * up(widths[0]) * 27 * 4e-8
+    for i, (into, out) in enumerate(zip(widths, (*widths[1:], 10), strict=True)):
+        positions = 1024 >> 2 * i
+        total += into * (positions * 8e-6 + 5e-4) if into % 4 else positions * up(into) * 2e-6
+        total += positions * up(out) * (into if into < 16 else up(into)) * 4e-8
+    return total
+
+
 class FakeDevice:
     """Measures a file, which holds the policy's widths as JSON, by the closed form, with noise and disturbances."""
 
     name = "fake"
 
-    def __init__(self, *, noise: float = 0.005, slow=lambda call: 1.0, fail_after: int = 10**9, lie=lambda call: 1.0):
+    def __init__(
+        self,
+        *,
+        noise: float = 0.005,
+        slow=lambda call: 1.0,
+        fail_after: int = 10**9,
+        lie=lambda call: 1.0,
+        milliseconds=staircase,
+    ):
         self.rng, self.calls, self.noise = np.random.default_rng(0), 0, noise
-        self.slow, self.fail_after, self.lie = slow, fail_after, lie
+        self.slow, self.fail_after, self.lie, self.milliseconds = slow, fail_after, lie, milliseconds
 
     def measure(self, models, **options):
         self.calls += 1
         if self.calls > self.fail_after:
             raise DeviceError("gone")
-        dense = staircase(json.loads(models["dense"]))
+        dense = self.milliseconds(json.loads(models["dense"]))
         found = {}
         for name, data in models.items():
-            ratio = staircase(json.loads(data)) / dense * math.exp(self.noise * self.rng.standard_normal())
+            ratio = self.milliseconds(json.loads(data)) / dense * math.exp(self.noise * self.rng.standard_normal())
             ratio *= self.lie(self.calls)
             found[name] = SimpleNamespace(ratio=ratio, baseline_ms=dense * self.slow(self.calls))
         return found
@@ -101,6 +134,18 @@ def test_predicts_policies_it_never_saw(table):
     off = np.abs(table.predictor(plain())(policies) / truth - 1)
     assert off.mean() < 0.03
     assert (off < 0.1).mean() >= 0.98
+
+
+def test_predicts_a_depthwise_network():
+    """Its latency is uneven: policies of equal FLOPs differ by several times."""
+    table = built(FakeDevice(milliseconds=uneven), separable())
+    rng = np.random.default_rng(5)
+    policies = np.array([draw(separable(), rng) for _ in range(200)])
+    truth = np.array([uneven(policy) for policy in policies]) / uneven(CHANNELS)
+    assert truth.max() > 2
+    off = np.abs(table.predictor(separable())(policies) / truth - 1)
+    assert off.mean() < 0.02
+    assert (off < 0.1).mean() >= 0.99
 
 
 def test_finds_most_of_the_free_channels_and_only_those(cost):
