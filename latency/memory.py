@@ -56,6 +56,14 @@ def peak_memory(model: bytes, batch: int = 1) -> int:
     return peak
 
 
+def resources(model: bytes, batch: int = 1) -> dict[str, int | None]:
+    """What a file takes beside time, bytes: `size`, and `memory` of its activations (None if shapes aren't known)."""
+    try:
+        return {"size": len(model), "memory": peak_memory(model, batch)}
+    except ModelError:
+        return {"size": len(model), "memory": None}
+
+
 def _read(node: onnx.NodeProto) -> Iterator[str]:
     """The values that a node reads; those that its subgraphs take from outside, too."""
     yield from node.input

@@ -195,7 +195,9 @@ def result_of(
 ) -> dict[str, Any]:
     """What `result.json` holds; a figure that was not measured is None.
 
-    readings: of `dense`, and of `best` and `uniform` where these were measured. proxy: what the score is worth.
+    memory: Mapping[str, int | None],
+    readings: of `dense`, and of `best` and `uniform` where these were measured. memory: of the activations
+    of the same three, bytes. proxy: what the score is worth.
     """
     dense_accuracy, dense_test = accuracies(setup, setup.loaded.model)
     dense = {
@@ -207,27 +209,33 @@ def result_of(
     return {
         "schema_version": 1,
         "settings": setup.settings.as_json(),
+        "memory": memory["dense"],
         "budget": [info.model_dump() for info in budget_infos(setup, winner.widths, readings.get("best"))],
         "dense": dense,
-        "best": _figures(setup, winner, readings.get("best"), dense["latency_ms"]),
-        "uniform": _figures(setup, uniform, readings.get("uniform", readings.get("best")), dense["latency_ms"]),
+        "best": _figures(setup, winner, "best", readings, memory),
+        "uniform": _figures(setup, uniform, "uniform" if "uniform" in memory else "best", readings, memory),
         "proxy": dict(proxy),
         "search": dict(search),
     }
 
 
-def _figures(setup: Setup, candidate: Candidate, reading: Reading | None, dense_ms: float | None) -> dict[str, Any]:
+def _figures(
+    setup: Setup, candidate: Candidate, file: str, readings: Mapping[str, Reading], memory: Mapping[str, int | None]
+) -> dict[str, Any]:
     """The latency in ms is the dense model's times the paired ratio, so that it says the same as the speed-up."""
     return {
         "source": candidate.source,
         "accuracy": candidate.accuracy,
         "test_accuracy": candidate.test_accuracy,
         **_analytic(setup, setup.problem.widths(candidate.widths)),
+    reading = readings.get(file)
+    dense_ms = readings["dense"].median_ms if "dense" in readings else None
         "latency_ms": reading.ratio * dense_ms if reading and dense_ms else None,
         "latency_predicted_ms": _predicted(setup, candidate, dense_ms),
         "speedup": reading.speedup if reading else None,
         "speedup_ci95": list(reading.speedup_ci95) if reading else None,
         "widths": dict(candidate.widths),
+        "memory": memory[file],
     }
 
 

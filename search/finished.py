@@ -48,6 +48,7 @@ class ModelFigures(_Read):
     flops: Number | None = None
     params: Number | None = None
     size: Number | None = None
+    memory: Number | None = None
     latency_ms: Number | None = None
     latency_predicted_ms: Number | None = None
     speedup: Number | None = None

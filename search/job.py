@@ -26,6 +26,7 @@ from amc.evaluate import Metric, Tune
 from amc.export import export_onnx
 from amc.policy import Policy, load_policy
 from amc.weights import save_weights, weights_sha256
+from latency.memory import resources
 from search.anchors import Chooser
 from search.compose import Setup, with_objects
 from search.display import Display
@@ -354,10 +355,12 @@ def _conclude(
         front = {f"{FRONT}{i}.json": outcome for i, outcome in enumerate(found.front, 1)}
         for name, outcome in front.items():
             front_policy(policy, outcome, setup.order).save(new / name)
-        summary = result_of(setup, winner, uniform, readings, searched, proxy)
+        summary = result_of(setup, winner, uniform, readings, memory, searched, proxy)
         summary |= {"layers": layers} | ({"front": front_lines(front)} if front else {})
         RunDirectory(new).write_json(RESULT, summary)
     for stale in set(directory.path.glob(f"{FRONT}*.json")) - {directory / name for name in front}:
+                batch, every = setup.settings.latency_batch, {"dense": directory / DENSE_ONNX, **files}
+                memory = {name: resources(path.read_bytes(), batch)["memory"] for name, path in every.items()}
         stale.unlink()
     _report(directory)
     return Result(policy, winner.model, directory.path, summary)

@@ -5,8 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-UNITS = {"flops": "MACs", "params": "", "size": "B", "latency": "ms"}
-NAMES = {"flops": "FLOPs", "params": "parameters", "size": "file size", "latency": "latency"}
+UNITS = {"flops": "MACs", "params": "", "size": "B", "memory": "B", "latency": "ms"}
+NAMES = {
+    "flops": "FLOPs",
+    "params": "parameters",
+    "size": "file size",
+    "memory": "activations at the peak",
+    "latency": "latency",
+}
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 Z95 = 1.959963984540054
 

@@ -20,6 +20,7 @@ ROWS = (
     ("MACs", "flops", "{:,.0f}"),
     ("parameters", "params", "{:,.0f}"),
     ("file size, bytes", "size", "{:,.0f}"),
+    ("activations, bytes", "memory", "{:,.0f}"),
     ("latency, ms", "latency_ms", "{:.3f}"),
     ("speed-up", "speedup", "{:.2f}x"),
 )
@@ -56,7 +57,7 @@ def _limit(line: Mapping[str, Any]) -> str:
 def _cell(value: float | None, dense: float | None, key: str, form: str) -> str:
     if value is None:
         return "-"
-    share = key in ("flops", "params", "size", "latency_ms") and dense and value != dense
+    share = key in ("flops", "params", "size", "memory", "latency_ms") and dense and value != dense
     return form.format(value) + (f" ({value / dense:.3f})" if share and dense else "")
 
 

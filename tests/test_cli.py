@@ -89,11 +89,13 @@ def test_an_error_as_json_is_one_object(capsys):
 def test_the_result_has_the_contracts_shape(run, result):
     parts = {"schema_version", "settings", "budget", "dense", "best", "uniform", "proxy", "search", "layers"}
     assert set(result) == parts
-    figures = {"source", "accuracy", "test_accuracy", "flops", "params", "size", "latency_ms", "latency_predicted_ms"}
+    figures = {"source", "accuracy", "test_accuracy", "flops", "params", "size", "memory"}
+    figures |= {"latency_ms", "latency_predicted_ms"}
     for name in ("best", "uniform"):
         assert set(result[name]) == figures | {"speedup", "speedup_ci95", "widths"}
     assert result["best"]["source"] in ("search", "uniform")
     assert result["best"]["accuracy"] >= result["uniform"]["accuracy"]
+    assert 0 < result["best"]["memory"] <= result["dense"]["memory"]
     assert result["search"]["trials"] == 6
     for limit in result["budget"]:
         assert limit["met"]

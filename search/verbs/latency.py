@@ -70,8 +70,10 @@ def _compare(settings: Settings, device: Device, arguments: argparse.Namespace, 
     with display.bar("measuring") as report:
         readings = device.measure(models, baseline=baseline, seed=settings.seed, progress=report, **options)
     display.show(reading_table(readings, baseline, device.name))
+    from latency.memory import resources
+
     data = {name: path.read_bytes() for name, path in models.items()}
-    found = {name: _json(reading) | resources(data[name], settings) for name, reading in readings.items()}
+    found = {name: _json(reading) | resources(data[name], settings.latency_batch) for name, reading in readings.items()}
     if arguments.energy:
         from latency.energy import energy_of
 
@@ -100,17 +102,6 @@ def check_energy(settings: Settings) -> None:
     from latency.energy import open_counter
 
     open_counter(settings.latency_providers)
-
-
-def resources(model: bytes, settings: Settings) -> dict[str, Any]:
-    """What a file takes beside time: `size`, and `memory` of its activations (None if shapes aren't known), bytes."""
-    from amc.errors import ModelError
-    from latency.memory import peak_memory
-
-    try:
-        return {"size": len(model), "memory": peak_memory(model, settings.latency_batch)}
-    except ModelError:
-        return {"size": len(model), "memory": None}
 
 
 def resource_table(found: dict[str, dict[str, Any]]) -> Table:
