@@ -38,6 +38,8 @@ from search.strategies.uniform import uniform_policy
 log = logging.getLogger("amc")
 
 LATENCY_TRIES = 3
+SETTLED = 50
+"""Steps after which batch norm's running averages (momentum 0.1) hold next to nothing of what was before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +105,14 @@ def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
             setup.evaluator.tune(model, finetune_steps(settings, len(data.train)))
         setup.evaluator.recalibrate(model)
         return model.eval()
+    steps = finetune_steps(settings, len(data.train))
     for lr in (settings.finetune_lr, settings.finetune_lr / 10):
         model = setup.evaluator.candidate(widths)
         try:
             finetune(
                 model,
                 data.train,
-                steps=finetune_steps(settings, len(data.train)),
+                steps=steps,
                 lr=lr,
                 batch=settings.finetune_batch,
                 weight_decay=settings.weight_decay,
@@ -117,6 +120,8 @@ def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
                 seed=settings.seed,
                 progress=report,
             )
+            if steps < SETTLED:
+                setup.evaluator.recalibrate(model)
             return model
         except Diverged as error:
             log.warning("fine-tuning diverged at --finetune-lr %g: %s", lr, error)
@@ -190,12 +195,12 @@ def result_of(
     winner: Candidate,
     uniform: Candidate,
     readings: Mapping[str, Reading],
+    memory: Mapping[str, int | None],
     search: Mapping[str, Any],
     proxy: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What `result.json` holds; a figure that was not measured is None.
 
-    memory: Mapping[str, int | None],
     readings: of `dense`, and of `best` and `uniform` where these were measured. memory: of the activations
     of the same three, bytes. proxy: what the score is worth.
     """
@@ -204,12 +209,12 @@ def result_of(
         "accuracy": dense_accuracy,
         "test_accuracy": dense_test,
         **_analytic(setup, setup.problem.budget.dense),
+        "memory": memory["dense"],
         "latency_ms": readings["dense"].median_ms if "dense" in readings else None,
     }
     return {
         "schema_version": 1,
         "settings": setup.settings.as_json(),
-        "memory": memory["dense"],
         "budget": [info.model_dump() for info in budget_infos(setup, winner.widths, readings.get("best"))],
         "dense": dense,
         "best": _figures(setup, winner, "best", readings, memory),
@@ -223,19 +228,19 @@ def _figures(
     setup: Setup, candidate: Candidate, file: str, readings: Mapping[str, Reading], memory: Mapping[str, int | None]
 ) -> dict[str, Any]:
     """The latency in ms is the dense model's times the paired ratio, so that it says the same as the speed-up."""
+    reading = readings.get(file)
+    dense_ms = readings["dense"].median_ms if "dense" in readings else None
     return {
         "source": candidate.source,
         "accuracy": candidate.accuracy,
         "test_accuracy": candidate.test_accuracy,
         **_analytic(setup, setup.problem.widths(candidate.widths)),
-    reading = readings.get(file)
-    dense_ms = readings["dense"].median_ms if "dense" in readings else None
+        "memory": memory[file],
         "latency_ms": reading.ratio * dense_ms if reading and dense_ms else None,
         "latency_predicted_ms": _predicted(setup, candidate, dense_ms),
         "speedup": reading.speedup if reading else None,
         "speedup_ci95": list(reading.speedup_ci95) if reading else None,
         "widths": dict(candidate.widths),
-        "memory": memory[file],
     }
 
 

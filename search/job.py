@@ -30,7 +30,7 @@ from latency.memory import resources
 from search.anchors import Chooser
 from search.compose import Setup, with_objects
 from search.display import Display
-from search.finish import Candidate, finish, measure_latency, policy_of, result_of
+from search.finish import SETTLED, Candidate, finetune_steps, finish, measure_latency, policy_of, result_of
 from search.finished import RunResult, read_document
 from search.front import FRONT, FrontSampler, begin, front_lines, front_policy, front_problem, with_front
 from search.layers import layer_figures
@@ -209,6 +209,16 @@ def _announce(setup: Setup, display: Display) -> None:
     display.say(_examples(setup.data))
     if setup.data.train is None:
         log.warning("there is no train split: neither candidates nor the result are fine-tuned or recalibrated")
+    elif setup.settings.finetune_epochs and setup.evaluator.tune is None:
+        steps = finetune_steps(setup.settings, len(setup.data.train))
+        if steps < SETTLED:
+            log.warning(
+                "the final fine-tune is short: %d steps, from %d examples in batches of %d; raise --finetune-epochs or "
+                "lower --finetune-batch",
+                steps,
+                len(setup.data.train),
+                setup.settings.finetune_batch,
+            )
     if setup.data.test is None and setup.metric is None:
         log.warning("there is no test split, so no figure of the result is on images that the search never saw")
     worth = setup.evaluator.metric(setup.loaded.model)
@@ -349,6 +359,8 @@ def _conclude(
             export_onnx(winner.model, setup.loaded.inputs, new / MODEL_ONNX)
             with _uniform_file(setup, winner, uniform, new / MODEL_ONNX) as files:
                 readings = measure_latency(setup, directory / DENSE_ONNX, files, report)
+                batch, every = setup.settings.latency_batch, {"dense": directory / DENSE_ONNX, **files}
+                memory = {name: resources(path.read_bytes(), batch)["memory"] for name, path in every.items()}
             profiled = {"dense": directory / DENSE_ONNX, "best": new / MODEL_ONNX}
             layers = layer_figures(setup, winner.widths, profiled)
         policy.save(new / POLICY)
@@ -359,8 +371,6 @@ def _conclude(
         summary |= {"layers": layers} | ({"front": front_lines(front)} if front else {})
         RunDirectory(new).write_json(RESULT, summary)
     for stale in set(directory.path.glob(f"{FRONT}*.json")) - {directory / name for name in front}:
-                batch, every = setup.settings.latency_batch, {"dense": directory / DENSE_ONNX, **files}
-                memory = {name: resources(path.read_bytes(), batch)["memory"] for name, path in every.items()}
         stale.unlink()
     _report(directory)
     return Result(policy, winner.model, directory.path, summary)
