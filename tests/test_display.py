@@ -157,7 +157,7 @@ def test_verbose_says_every_trial(own, capsys):
 
 
 def test_json_leaves_one_object_on_standard_output_and_no_progress(own, capsys):
-    assert main([*own, "--out", "c", "--json"]) == 0
+    assert main([*own, "--finetune-epochs", "0", "--out", "c", "--json"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     found = json.loads(printed.out)
