@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from latency.paired import Reading
 from search import display, live
 from search.cli import main
 from search.display import Display, Pace
@@ -27,6 +28,7 @@ from search.settings import settings_from
 from search.strategies import make_sampler
 from search.study import open_study, search
 from search.table import summary_table
+from search.verbs.latency import reading_table, short
 from tests.synthetic import concave
 
 ROOT = Path(__file__).parent.parent
@@ -295,3 +297,15 @@ def test_a_metric_is_called_by_its_own_name():
 
     named = [metric_name(metric) for metric in (None, iou, partial(iou, threshold=0.3), Worth(), lambda model: 0.0)]
     assert named == ["accuracy", "iou", "iou", "Worth", "metric"]
+
+
+def test_files_are_compared_by_the_ends_of_their_names_that_tell_them_apart():
+    reading = Reading(0.1, 0.1, 0.2, 0.1, 1.0, (0.9, 1.1), 10, 0.0)
+    files = ["a/long/way/from/home/one/dense.onnx", "a/long/way/from/home/two/dense.onnx"]
+    console = Console(width=100, file=io.StringIO())
+    console.print(reading_table(dict.fromkeys(files, reading), files[0], "local"))
+    shown = console.file.getvalue()
+    assert "home" not in shown
+    assert "one/dense.onnx" in shown
+    assert "two/dense.onnx" in shown
+    assert short(["x/a.onnx", "y/b.onnx"]) == {"x/a.onnx": "a.onnx", "y/b.onnx": "b.onnx"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,14 @@ def check_energy(settings: Settings) -> None:
     open_counter(settings.latency_providers)
 
 
+def short(files: Iterable[str]) -> dict[str, str]:
+    """File names as given -> as much of their ends as tells them apart."""
+    from search.comparison import short_names
+
+    given = list(files)
+    return dict(zip(given, short_names([Path(name) for name in given]), strict=True))
+
+
 def resource_table(found: dict[str, dict[str, Any]]) -> Table:
     """Bytes, and joules where they were measured, for a person."""
     from rich.table import Table
@@ -112,10 +121,11 @@ def resource_table(found: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="beside time", title_justify="left")
     for name in ("", "file, kB", "activations at the peak, kB", *(["energy, mJ a run"] if energy else [])):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
+    shown = short(found)
     for name, figures in found.items():
         memory = "-" if figures["memory"] is None else f"{figures['memory'] / 1e3:.0f}"
         joules = [f"{1e3 * figures['energy_j']:.4g}"] if energy else []
-        table.add_row(name, f"{figures['size'] / 1e3:.0f}", memory, *joules)
+        table.add_row(shown[name], f"{figures['size'] / 1e3:.0f}", memory, *joules)
     return table
 
 
@@ -126,14 +136,15 @@ def reading_table(readings: dict[str, Reading], baseline: str, device: str) -> T
     table = Table(title=f"latency on {device}, ms", title_justify="left")
     for name in ("", "median", "min", "p95", "baseline beside it", "ratio", "speed-up", "95 % interval"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
+    shown = short(readings)
     for name, reading in readings.items():
         low, high = reading.speedup_ci95
         times = (f"{value:.4g}" for value in (reading.median_ms, reading.min_ms, reading.p95_ms))
         if name == baseline:
-            table.add_row(f"{name} (baseline)", *times)
+            table.add_row(f"{shown[name]} (baseline)", *times)
         else:
             paired = f"{reading.baseline_ms:.4g}", f"{reading.ratio:.3f}", f"{reading.speedup:.2f}x"
-            table.add_row(name, *times, *paired, f"{low:.2f} to {high:.2f}")
+            table.add_row(shown[name], *times, *paired, f"{low:.2f} to {high:.2f}")
     return table
 
 
@@ -143,8 +154,8 @@ def profile_table(layers: list[LayerTime], names: list[str]) -> Table:
 
     table = Table(title="time of each layer, ms a run", title_justify="left")
     table.add_column("layer", overflow="fold")
-    for name in names:
-        table.add_column(Path(name).name, justify="right", overflow="fold")
+    for name in short(names).values():
+        table.add_column(name, justify="right", overflow="fold")
     for layer in layers:
         table.add_row(layer.layer, *(f"{layer.ms[name]:.4f}" if name in layer.ms else "-" for name in names))
     return table
