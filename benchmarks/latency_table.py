@@ -5,9 +5,10 @@
 For each model: builds a table, measures random policies that it never saw, and prints how far its predictions are
 (target: within 10 % for 99 % of them, mean 3 %, Spearman 0.97), how long the table took, how far the monotone cost is
 from measurement on widened policies, how long slicing takes and how far a sliced file's outputs are from an export's.
-The policies are measured in several passes, those that another load slowed up to three times, and some once more at the
-end: what these differ by is the noise that no prediction can be under. `--out` keeps every policy, predicted and
-measured, with the dense model's time meanwhile.
+The policies are measured in several passes, those that another load slowed up to five times, and some once more at the
+end: what these differ by is the noise that no prediction can be under. Policies that were slowed each time have another
+ratio, and are reported apart. `--out` keeps every policy, predicted and measured, with the dense model's time during
+it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from amc.coupling import trace
 from amc.export import export_onnx
 from amc.slim import slim
 from latency import LatencyCost, build_table, open_device, open_session, random_feeds
+from latency.predict import Predictor
 from latency.slicing import first_kept, sliced
 from latency.table import SLOWED, Conditions, Sample, _Builder, draw, table_error
 
@@ -63,13 +65,14 @@ def check(name: str, policies: int, limit: float, seed: int) -> dict[str, object
     seconds = time.perf_counter() - start
     builder = _Builder(device, files, dense, Conditions(), seed)
     predictor = table.predictor(structure)
-    taken = careful(builder, [draw(structure, rng) for _ in range(policies)], SLOWED * table.dense_ms)
-    held = [sample for sample, _ in taken]
-    again = careful(builder, [sample.widths for sample in held[:REPEATED]], SLOWED * table.dense_ms)
-    noise = [np.log(sample.ratio / first.ratio) / 2**0.5 for first, (sample, _) in zip(held, again, strict=False)]
+    slow = SLOWED * table.dense_ms
+    taken = careful(builder, [draw(structure, rng) for _ in range(policies)], slow)
+    again = careful(builder, [sample.widths for sample, _ in taken[:REPEATED]], slow)
+    pairs = zip(taken[:REPEATED], again, strict=True)
+    noise = [np.log(b.ratio / a.ratio) / 2**0.5 for (a, one), (b, other) in pairs if max(one, other) <= slow]
     cost = LatencyCost.of(table, structure)
     wide = [cost.widen(draw(structure, rng)) for _ in range(max(policies // 6, 3))]
-    measured = [sample for sample, _ in careful(builder, wide, SLOWED * table.dense_ms)]
+    measured = [sample for sample, ms in careful(builder, wide, slow) if ms <= slow]
     off = [abs(cost.ratio(sample.widths) / sample.ratio - 1) for sample in measured]
     return {
         "model": name,
@@ -77,8 +80,8 @@ def check(name: str, policies: int, limit: float, seed: int) -> dict[str, object
         "table_seconds": round(seconds, 1),
         "table_policies": len(table.samples),
         "dense_ms": table.dense_ms,
-        "slowed": sum(ms > SLOWED * table.dense_ms for _, ms in taken),
-        "raw": table_error(predictor, held).model_dump(),
+        "raw": error(predictor, [sample for sample, ms in taken if ms <= slow]),
+        "slowed": error(predictor, [sample for sample, ms in taken if ms > slow]),
         "noise": round(float(np.std(noise)), 4),
         "kernel_block": predictor.block,
         "widened_mean_error": round(float(np.mean(off)), 4),
@@ -88,19 +91,23 @@ def check(name: str, policies: int, limit: float, seed: int) -> dict[str, object
         "samples": [{"widths": sample.widths, "measured": sample.ratio} for sample in table.samples],
         "policies": [
             {"widths": s.widths, "measured": s.ratio, "predicted": round(float(ratio), 5), "dense_ms": round(ms, 4)}
-            for (s, ms), ratio in zip(taken, predictor([sample.widths for sample in held]), strict=True)
+            for (s, ms), ratio in zip(taken, predictor([sample.widths for sample, _ in taken]), strict=True)
         ],
     }
 
 
 def careful(builder: _Builder, policies: list[list[int]], slow: float) -> list[tuple[Sample, float]]:
-    """Each policy measured for long, up to three times while the dense model takes more than `slow` ms; the fastest."""
+    """Each policy measured for long, up to five times while the dense model takes more than `slow` ms; the fastest."""
     found = builder.measure(policies, REFERENCE, PASSES)
-    for _ in range(2):
+    for _ in range(4):
         late = [i for i, (_, ms) in enumerate(found) if ms > slow]
         for i, row in zip(late, builder.measure([policies[i] for i in late], REFERENCE, PASSES), strict=True):
             found[i] = min(found[i], row, key=lambda row: row[1])
     return found
+
+
+def error(predictor: Predictor, samples: list[Sample]) -> dict[str, float] | None:
+    return table_error(predictor, samples).model_dump() if len(samples) > 2 else None
 
 
 def export(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], folder: str) -> bytes:

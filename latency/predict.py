@@ -122,7 +122,8 @@ class Shapes:
         move, fetch = [out, into], [out * into]
         if block is not None:
             full, depthwise = _rounded(outputs, self.outputs, block), self.inputs == 1
-            reads = _kernels(np.where(depthwise, outputs, inputs), np.where(depthwise, 0, block))
+            # A depthwise layer of one channel is an ordinary one; else it is blocked or slow.
+            reads = _kernels(np.where(depthwise, outputs, inputs), np.where(depthwise, 2, block))
             plain, blocked, slow = reads
             compute += [plain * into * full, blocked * into * full, slow * out * into]
             compute.append(blocked * full * _rounded(inputs, self.inputs, block))
