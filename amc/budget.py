@@ -151,7 +151,8 @@ class Budget:
         return cls(groups, limits)
 
     def __str__(self) -> str:
-        parts = (f"{x.cost.name} at most {x.value:,.6g} {x.cost.unit}".rstrip() for x in self.limits)
+        values = (f"{x.value:,}" if isinstance(x.value, int) else f"{x.value:,.6g}" for x in self.limits)
+        parts = (f"{x.cost.name} at most {v} {x.cost.unit}".rstrip() for v, x in zip(values, self.limits, strict=True))
         return ", ".join(f"{part} ({x.fraction:.3f} of dense)" for part, x in zip(parts, self.limits, strict=True))
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -184,7 +185,11 @@ class _Messages(logging.Handler):
     """Prints to what standard error is now; a stream that is kept may have been replaced and closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        text = self.format(record)
+        if sys.stderr.isatty():
+            columns = shutil.get_terminal_size().columns - 1
+            text = textwrap.fill(text, columns, break_long_words=False, break_on_hyphens=False)
+        print(text, file=sys.stderr)
 
 
 def _listen() -> None:

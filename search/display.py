@@ -81,8 +81,8 @@ class Display:
         return not self.quiet and self.messages.is_interactive and file.isatty()
 
     def say(self, text: str) -> None:
-        """A message."""
-        self.messages.print(text, markup=False)
+        """A message; on a terminal lines break between words, and elsewhere it is one line."""
+        self.messages.print(text, markup=False, soft_wrap=not self.moving)
 
     def show(self, table: Table | str) -> None:
         """A part of the result."""

@@ -294,7 +294,7 @@ def sensitivity_map(found: Sensitivity, metric: str = "accuracy") -> Chart:
     names = [group.name for group in found.groups]
     wide = len(names) > FEW
     with _figure("sensitivity", WIDE if wide else SMALL) as (figure, axes):
-        mesh = axes.pcolormesh(grid, cmap="cividis", rasterized=grid.size > MANY)
+        mesh = axes.pcolormesh(grid, cmap="cividis", edgecolors="face", linewidth=0.3, rasterized=grid.size > MANY)
         _name_groups(axes, names, wide=wide, start=0.5)
         axes.set_yticks([i + 0.5 for i in range(len(found.ratios))], [f"{100 * ratio:.3g}" for ratio in found.ratios])
         axes.set(ylabel="keep ratio, %")

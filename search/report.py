@@ -277,10 +277,12 @@ def trial_costs(result: RunResult, trials: Sequence[TrialRecord]) -> list[str]:
 
 
 def predictions(result: RunResult) -> dict[str, tuple[float, float]]:
-    """Predicted and measured latency, ms, of the models that have both."""
+    """Predicted and measured latency, ms, of the models that have both; of one policy, once."""
+    same = result.best.widths == result.uniform.widths
+    shown = {"best, uniform": result.best} if same else {"best": result.best, "uniform": result.uniform}
     return {
-        key: (model.latency_predicted_ms, model.latency_ms)
-        for key, _, model in columns(result)
+        name: (model.latency_predicted_ms, model.latency_ms)
+        for name, model in shown.items()
         if model.latency_predicted_ms is not None and model.latency_ms is not None
     }
 

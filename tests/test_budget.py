@@ -144,3 +144,11 @@ def test_an_unreachable_budget_names_the_lowest_reachable_fraction_and_that_one_
     lowest = costs["flops"]([1, 1]) / costs["flops"]([8, 8])
     assert float(named) == math.ceil(lowest * 1000) / 1000
     assert Budget.of(structure.groups, costs, parse_budget(f"flops={named}")).met([1, 1])
+
+
+def test_a_budget_in_words_has_every_digit_of_a_count():
+    structure = chain([16, 32, 64], [3, 3, 3], [256, 200, 64])
+    budget = Budget.of(structure.groups, analytic(structure), parse_budget("flops=0.5,params=1.25k"))
+    flops = budget.limits[0]
+    assert flops.value > 1e6
+    assert str(budget).startswith(f"flops at most {flops.value:,} MAC (0.500 of dense), params at most 1,250 (")

@@ -101,6 +101,8 @@ def test_a_terminal_shows_the_best_trials_as_they_come_and_a_summary_that_fits(o
     assert "quick fine-tune, step" in written
     assert "\x1b[" in written
     lines = screen(written)
+    warning = next(i for i, line in enumerate(lines) if line.startswith("WARNING: the final fine-tune is short"))
+    assert lines[warning + 1] == "--finetune-epochs or lower --finetune-batch", "broken between words"
     text = "\n".join(lines)
     assert max(map(len, lines)) <= WIDTH
     assert text.count("searching with random") == 1, "drawn again in one place"

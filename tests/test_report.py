@@ -13,7 +13,7 @@ import pytest
 
 from search.finished import read_run, read_trials
 from search.numbers import accuracy_text, amount, duration, wilson
-from search.report import dense_cost, write_report
+from search.report import dense_cost, predictions, write_report
 from search.sensitivity import GroupSensitivity, Sensitivity
 from tests.finished_run import GROUPS, TRIALS, Page, at, change
 
@@ -168,6 +168,17 @@ def test_trials_latency_is_a_share_of_what_the_table_says_of_the_dense_model(run
     change(run, "result.json", lambda r: r["budget"].append({"cost": "latency", "limit": 1.2, "fraction": 0.6}))
     assert dense_cost(read_run(run).result, "latency") == pytest.approx(2.0)
     assert dense_cost(read_run(run).result, "flops") == 1000000
+
+
+def test_predictions_name_a_policy_once(run):
+    def predicted(result):
+        for model in ("best", "uniform"):
+            result[model]["latency_predicted_ms"] = 0.4
+
+    change(run, "result.json", predicted)
+    assert predictions(read_run(run).result) == {"best": (0.4, 0.4321), "uniform": (0.4, 0.4321)}
+    change(run, "result.json", lambda r: r["uniform"].update(widths=r["best"]["widths"]))
+    assert predictions(read_run(run).result) == {"best, uniform": (0.4, 0.4321)}
 
 
 def test_a_front_has_a_section_that_says_how_to_apply_its_policies(run):
