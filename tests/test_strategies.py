@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,9 @@ def test_truncated_normal_stays_inside_and_has_the_right_mean():
     assert np.mean(draws) == pytest.approx(0, abs=0.03)
     assert np.std(draws) == pytest.approx(0.44, abs=0.03)  # of a normal cut off at two sigma
     assert truncated_normal(5.0, 0.01, rng) == 1.0
+
+
+def test_the_agent_leaves_nothing_in_the_folder_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run("ddpg", concave(4)[0], trials=3)
+    assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from stable_baselines3 import DDPG
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from amc.problem import Problem
@@ -195,7 +195,7 @@ class DDPGSampler(WidthSampler):
         agent.rates = (s.actor_rate, s.critic_rate)
         agent.policy_delay = s.actor_delay
         agent.target_policy_noise, agent.target_noise_clip = s.target_noise
-        agent.set_logger(configure(None, []))
+        agent.set_logger(Logger(None, []))  # `configure` would leave a folder behind each time
         return agent
 
 
