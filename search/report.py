@@ -194,6 +194,8 @@ def against_uniform(result: RunResult) -> str:
     """How the search did against keeping the same share everywhere."""
     if result.best.source == "uniform":
         return "the uniform policy ended better than the searched one, so it is what you get"
+    if result.best.widths and result.best.widths == result.uniform.widths:
+        return "it is the uniform policy: the search found none that it takes for better"
     difference = difference_text(result.best.accuracy, result.uniform.accuracy, result.search.metric)
     return f"on the search split, {difference} against the uniform policy at the same budget"
 

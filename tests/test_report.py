@@ -144,6 +144,7 @@ def test_what_was_measured_later_gets_its_figures(run):
     ("change_result", "sentence"),
     [
         (lambda r: r["best"].update(source="uniform"), "the uniform policy ended better"),
+        (lambda r: r["uniform"].update(widths=r["best"]["widths"]), "it is the uniform policy: the search found none"),
         (lambda r: r["best"].update(speedup=0.9), "0.90 times the speed (slower)"),
         (lambda r: r["budget"][0].update(met=False), ": exceeded"),
         (lambda r: r["budget"][0].update(met=False), "policy at the same budget. It is above the limit of FLOPs."),
