@@ -65,8 +65,9 @@ def open_storage(path: Path) -> RDBStorage:
         write_atomic(path, _empty())
     try:
         storage = _sqlite(path, connect_args={"timeout": 60})
-        for study in storage.get_all_studies():
-            storage.get_all_trials(study._study_id, deepcopy=False)  # text that is no JSON shows here, not later
+        with _one_message():
+            for study in storage.get_all_studies():
+                storage.get_all_trials(study._study_id, deepcopy=False)  # text that is no JSON shows here, not later
     except Exception as error:
         if disk_trouble(error):
             raise
@@ -74,6 +75,17 @@ def open_storage(path: Path) -> RDBStorage:
     event.listen(storage.engine, "connect", _set_pragmas)
     storage.engine.dispose()  # connections opened so far lack the pragmas
     return storage
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
+    """Optuna warns of what it raises as well; what is wrong with a file is said once."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _sqlite(path: Path, **engine: Any) -> RDBStorage:

@@ -221,14 +221,16 @@ def test_a_damaged_study_is_reported_with_what_can_be_read_of_it(tmp_path):
         open_storage(path)
 
 
-def test_a_study_whose_texts_are_no_json_is_refused(tmp_path):
+@pytest.mark.parametrize("broken", ["'{'", "CAST(X'7BFF' AS TEXT)"])
+def test_a_study_whose_texts_are_no_json_is_refused(tmp_path, capfd, broken):
     path = tmp_path / "study.db"
     a_study(path, trials=2)
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'widths'")
+        database.execute(f"UPDATE trial_user_attributes SET value_json = {broken} WHERE key = 'widths'")
     database.close()
     with pytest.raises(RunError, match="can't be read as a study"):
         open_storage(path)
+    assert capfd.readouterr().err == "", "said once, by the error"
 
 
 def test_a_study_with_code_of_its_own_is_refused(tmp_path):
