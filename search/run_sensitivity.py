@@ -13,9 +13,8 @@ from dataclasses import replace
 
 from amc.budget import Budget
 from amc.errors import SearchFailed, UsageError
-from amc.evaluate import Evaluator
 from amc.problem import Problem
-from search.compose import Setup, score_settings
+from search.compose import Setup, evaluator_of
 from search.display import Display
 from search.run_directory import SENSITIVITY, RunDirectory
 from search.sensitivity import load_sensitivity, sensitivity
@@ -39,31 +38,24 @@ def affordable(trials: int, groups: int, cost: float, trial_cost: float) -> tupl
 
 def write_sensitivity(setup: Setup, trials: int, directory: RunDirectory, display: Display) -> None:
     """Writes `sensitivity.json`, unless it is there already, or would cost too much after so many trials."""
-    settings, evaluator = setup.settings, setup.evaluator
+    settings = setup.settings
     images = min(settings.score_images or len(setup.data.val), len(setup.data.val))
     few = replace(
-        score_settings(settings),
-        steps=0,
-        images=min(images, IMAGES),
-        calibration=min(settings.calibration_images, CALIBRATION),
+        settings,
+        score_steps=0,
+        score_images=min(images, IMAGES),
+        calibration_images=min(settings.calibration_images, CALIBRATION),
         reconstruct=False,
     )
     trial_cost = 3 * settings.score_steps * settings.score_batch + settings.calibration_images + images  # forward
-    cost = few.calibration + few.images if setup.metric is None else trial_cost  # only its author knows what it takes
+    cost = few.calibration_images + few.score_images
+    if setup.metric is not None:
+        cost = trial_cost  # only its author knows what it takes
     ratios = affordable(trials, len(setup.structure.groups), cost, trial_cost)
     if not ratios or _known(directory) == tuple(sorted(ratios)):
         return
-    alone = Evaluator(
-        setup.loaded.model,
-        setup.structure,
-        setup.order,
-        train_split=setup.data.train,
-        val_split=setup.data.val,
-        settings=few,
-        metric=setup.metric,
-        layout=evaluator.layout,
-        seed=settings.seed,
-    )
+    alone = evaluator_of(few, setup.loaded, setup.data, setup.structure, setup.order, metric=setup.metric)
+    source = {"steps": 0, "images": few.score_images, "importance": settings.importance, "seed": settings.seed}
     problem = Problem(setup.structure.groups, Budget(setup.structure.groups, []), alone)
     with display.bar("scoring each group alone") as report:
         try:
@@ -72,7 +64,7 @@ def write_sensitivity(setup: Setup, trials: int, directory: RunDirectory, displa
                 ratios=ratios,
                 seed=settings.seed,
                 progress=report,
-                source={"steps": 0, "images": few.images, "importance": settings.importance, "seed": settings.seed},
+                source=source,
             )
         except SearchFailed as error:
             log.warning("how sensitive each group is was not measured: %s", error)
