@@ -17,7 +17,7 @@ from amc.problem import Problem
 from search.compose import Setup, evaluator_of
 from search.display import Display
 from search.run_directory import SENSITIVITY, RunDirectory
-from search.sensitivity import load_sensitivity, sensitivity
+from search.sensitivity import Scalar, load_sensitivity, sensitivity
 
 log = logging.getLogger("amc")
 
@@ -55,7 +55,12 @@ def write_sensitivity(setup: Setup, trials: int, directory: RunDirectory, displa
     if not ratios or _known(directory) == tuple(sorted(ratios)):
         return
     alone = evaluator_of(few, setup.loaded, setup.data, setup.structure, setup.order, metric=setup.metric)
-    source = {"steps": 0, "images": few.score_images, "importance": settings.importance, "seed": settings.seed}
+    source: dict[str, Scalar] = {
+        "steps": 0,
+        "images": few.score_images,
+        "importance": settings.importance,
+        "seed": settings.seed,
+    }
     problem = Problem(setup.structure.groups, Budget(setup.structure.groups, []), alone)
     with display.bar("scoring each group alone") as report:
         try:
