@@ -19,7 +19,7 @@ from amc.errors import BudgetError, DeviceError
 from amc.problem import Problem
 from latency.paired import Reading
 from search.bench import Bench, Widths
-from search.compose import LATENCY_MARGIN, Setup
+from search.compose import Setup
 from search.strategies.uniform import uniform_policy
 from search.study import SearchResult, outcomes
 
@@ -27,6 +27,8 @@ log = logging.getLogger("amc")
 
 ROUNDS = 6
 FINALISTS = 3
+WIDER = 0.005
+"""What the limit's margin grows by with each correction: readings scatter round what a corrected table says."""
 MORE = 5
 """A further round may take one in so many of the trials of the first."""
 
@@ -95,7 +97,7 @@ def with_bench(setup: Setup, bench: Bench) -> Setup:
     costs: dict[str, Cost] = {**setup.costs, "latency": bench.cost}
     old = setup.problem
     limits = [
-        replace(limit, cost=bench.cost, margin=limit.margin + LATENCY_MARGIN) if limit.cost.name == "latency" else limit
+        replace(limit, cost=bench.cost, margin=limit.margin + WIDER) if limit.cost.name == "latency" else limit
         for limit in old.budget.limits
     ]
     problem = old.under(Budget(old.groups, limits), costs)
