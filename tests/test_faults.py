@@ -221,6 +221,14 @@ def test_a_damaged_study_is_reported_with_what_can_be_read_of_it(tmp_path):
         open_storage(path)
 
 
+def test_a_study_whose_damage_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "study.db"
+    a_study(path)
+    path.write_bytes(path.read_bytes().replace(b"study_directions_1", b"study_directions\xe71"))
+    with pytest.raises(RunError, match="is damaged"):
+        open_storage(path)
+
+
 @pytest.mark.parametrize("broken", ["'{'", "CAST(X'7BFF' AS TEXT)"])
 def test_a_study_whose_texts_are_no_json_is_refused(tmp_path, capfd, broken):
     path = tmp_path / "study.db"
