@@ -143,7 +143,7 @@ def _trouble(path: Path) -> str | None:
         with closing(sqlite3.connect(path, timeout=60)) as database:
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
             strange = database.execute("SELECT name FROM sqlite_master WHERE type IN ('trigger', 'view')").fetchall()
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter where a name in it is no text
+    except Exception as error:  # not only of SQLite: what it says need not be text
         if disk_trouble(error):
             raise
         found, strange = str(error), []
