@@ -113,9 +113,6 @@ def interrupted_after(folder: Path, strategy: str, whole: int, parameters: int) 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("parameters", [0, 3, 6])
 def test_an_interrupted_trial_is_evaluated_again_in_its_place(tmp_path, strategy, parameters):
-    if strategy == "gp" and parameters == 3:
-        pytest.skip("Optuna's GP takes half a proposal of a running trial for one: docs/reliability.md")
-
     def trials(study):
         return [(t.number, t.state, t.params, t.value, t.user_attrs.get("widths")) for t in study.trials]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import optuna
 from optuna.samplers import GPSampler
@@ -13,16 +14,33 @@ from amc.seeding import one_thread
 from search.strategies.base import ProjectedSampler
 
 
-class OneThreadSampler(ProjectedSampler):
-    """Its matrices are small: more threads only make it slower, and its results depend on how many there are."""
+class GPProposals(ProjectedSampler):
+    """Optuna's sampler, on one thread: its matrices are small, and its results depend on how many threads there are."""
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """What the Optuna sampler suggests."""
         with one_thread():
-            return super().propose(study, trial)
+            return super().propose(cast(optuna.Study, _Others(study, trial)), trial)
 
 
-def make(problem: Problem, *, trials: int, seed: int) -> OneThreadSampler:
+class _Others:
+    """A study without one trial.
+
+    Optuna's sampler takes every running trial of which it stored a proposal for another worker's, and proposes
+    something else: also the very trial that it is asked for, where the process died with half of it stored.
+    """
+
+    def __init__(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._study, self._number = study, trial.number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def _get_trials(self, *args: Any, **options: Any) -> list[FrozenTrial]:
+        return [trial for trial in self._study._get_trials(*args, **options) if trial.number != self._number]
+
+
+def make(problem: Problem, *, trials: int, seed: int) -> GPProposals:
     """The sampler; its random start-up takes at most a sixth of the trials."""
     startup = min(max(trials // 6, 4), 10)
-    return OneThreadSampler(problem, lambda s: GPSampler(n_startup_trials=startup, seed=s), seed)
+    return GPProposals(problem, lambda s: GPSampler(n_startup_trials=startup, seed=s), seed)
