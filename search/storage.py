@@ -60,7 +60,7 @@ def open_storage(path: Path) -> RDBStorage:
     if path.exists():
         trouble = _trouble(path)
         if trouble:
-            raise RunError(f"{path} {trouble}. {_way_out(path)}")
+            raise RunError(f"{path} {trouble}; {_readable(path)}. {_way_out(path)}")
     else:  # whole or not at all: Optuna does not go on with half of its tables
         write_atomic(path, _empty())
     try:
@@ -151,9 +151,7 @@ def _trouble(path: Path) -> str | None:
         return f"holds a trigger or a view ({strange[0][0]!r}), so it is not a study that we wrote"
     if found == "ok":
         return None
-    readable = recoverable(path)
-    best = f", the best with a reward of {max(readable.values()):.4f}" if readable else ""
-    return f"is damaged ({_first_line(found)}); {len(readable)} finished trials can still be read in it{best}"
+    return f"is damaged ({_first_line(found)})"
 
 
 def _way_out(path: Path) -> str:
@@ -161,6 +159,12 @@ def _way_out(path: Path) -> str:
         f"Put a copy of it back that is whole, or move it away (mv {path.name} {path.name}.damaged) and resume: the "
         "search then starts again, on the dense weights that it had"
     )
+
+
+def _readable(path: Path) -> str:
+    readable = recoverable(path)
+    best = f", the best with a reward of {max(readable.values()):.4f}" if readable else ""
+    return f"{len(readable)} finished trials can still be read in it{best}"
 
 
 def recoverable(path: Path) -> dict[int, float]:
