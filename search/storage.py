@@ -58,9 +58,9 @@ def open_storage(path: Path) -> RDBStorage:
         RunError: the file is damaged or no study; the message says what can be read of it.
     """
     if path.exists():
-        trouble = _trouble(path)
+        trouble = _trouble(path, counting=True)
         if trouble:
-            raise RunError(f"{path} {trouble}; {_readable(path)}. {_way_out(path)}")
+            raise RunError(f"{path} {trouble}. {_way_out(path)}")
     else:  # whole or not at all: Optuna does not go on with half of its tables
         write_atomic(path, _empty())
     try:
@@ -120,7 +120,8 @@ def stored_trials(path: Path) -> list[FrozenTrial]:
         try:
             storage = _sqlite(copy)
             try:
-                return storage.get_all_trials(storage.get_study_id_from_name("search"), deepcopy=False)
+                with _one_message():
+                    return storage.get_all_trials(storage.get_study_id_from_name("search"), deepcopy=False)
             finally:
                 storage.engine.dispose()
         except Exception as error:  # a broken database fails in as many ways as Optuna and SQLAlchemy have
@@ -137,8 +138,8 @@ def _copied(path: Path) -> Iterator[Path]:
         yield Path(folder, "study.db")
 
 
-def _trouble(path: Path) -> str | None:
-    """What is wrong with an SQLite file, if anything is."""
+def _trouble(path: Path, *, counting: bool = False) -> str | None:
+    """What is wrong with an SQLite file, if anything is; of a damaged one, also how many trials can be read in it."""
     try:
         with closing(sqlite3.connect(path, timeout=60)) as database:
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -151,7 +152,8 @@ def _trouble(path: Path) -> str | None:
         return f"holds a trigger or a view ({strange[0][0]!r}), so it is not a study that we wrote"
     if found == "ok":
         return None
-    return f"is damaged ({_first_line(found)})"
+    damage = f"is damaged ({_first_line(found)})"
+    return f"{damage}; {_readable(path)}" if counting else damage
 
 
 def _way_out(path: Path) -> str:

@@ -67,7 +67,8 @@ def read(source: Path) -> list[dict[str, int]]:
     if not (source / STUDY).is_file():
         raise UsageError(f"--warm-start {source} is no policy file, and no run directory: there is no {STUDY} in it")
     final = [load_policy(source / POLICY).widths] if (source / POLICY).is_file() else []
-    scored = [trial for trial in stored_trials(source / STUDY) if trial.value is not None and trial.params]
+    ended = (trial for trial in stored_trials(source / STUDY) if trial.state == TrialState.COMPLETE)
+    scored = [trial for trial in ended if trial.value is not None and trial.params]
     ranked = sorted(scored, key=lambda trial: -(trial.value or 0.0))
     best = [{name: int(width) for name, width in trial.params.items()} for trial in ranked]
     different = {tuple(sorted(widths.items())): widths for widths in [*final, *best]}

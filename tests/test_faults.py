@@ -40,7 +40,7 @@ from search.finish import recover
 from search.job import run
 from search.run_directory import owned
 from search.settings import Settings, without_password
-from search.storage import checked_url, open_storage, recoverable
+from search.storage import checked_url, open_storage, recoverable, stored_trials
 from search.strategies import make_sampler
 from search.study import open_study, search
 from tests.synthetic import concave
@@ -238,6 +238,8 @@ def test_a_study_whose_texts_are_no_json_is_refused(tmp_path, capfd, broken):
     database.close()
     with pytest.raises(RunError, match="can't be read as a study"):
         open_storage(path)
+    with pytest.raises(RunError, match="can't be read as a study"):
+        stored_trials(path)
     assert capfd.readouterr().err == "", "said once, by the error"
 
 
@@ -247,8 +249,9 @@ def test_a_study_with_code_of_its_own_is_refused(tmp_path):
     with sqlite3.connect(path) as database:
         database.execute("CREATE TRIGGER t AFTER INSERT ON trials BEGIN DELETE FROM trials; END")
     database.close()
-    with pytest.raises(RunError, match="trigger"):
+    with pytest.raises(RunError, match="trigger") as refused:
         open_storage(path)
+    assert "can still be read" not in str(refused.value), "nothing of it is queried: a view may never end"
 
 
 class Bomb:
