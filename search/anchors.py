@@ -30,6 +30,7 @@ from amc.documents import read_document
 from amc.errors import RunError
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
+from search.numbers import WEAK
 from search.run_directory import ANCHORS, RunDirectory
 from search.strategies.moves import Scored, Widths
 from search.strategies.surrogate import Surrogate
@@ -40,8 +41,6 @@ log = logging.getLogger("amc")
 FEWEST, ENOUGH, MOST = 5, 10, 12
 LENGTHS = (32, 16, 8, 4)
 """Of an anchor's fine-tune, in lengths of the score's: the longest that affords enough anchors, or the shortest."""
-WEAK = 0.5
-"""The correlation below which a ranking is called weak."""
 PRIOR, SLACK = (1.0, 0.25), (0.5, 0.5)
 """What score and parameters are worth, mean and standard deviation, in spreads of the score.
 
@@ -204,9 +203,10 @@ class _File(BaseModel):
 def hand_on(source: RunDirectory, target: RunDirectory) -> None:
     """Lets a run that begins learn from the anchors of a finished one, and of those that this one learned from."""
     found = _read(source)
-    shared = [*found.shared, tuple(kept for kept in found.anchors if kept.score is not None)]
-    if any(shared):
-        target.write_json(ANCHORS, _File(shared=tuple(run for run in shared if run)).model_dump())
+    own = tuple(kept for kept in found.anchors if kept.score is not None)
+    shared = tuple(run for run in (*found.shared, own) if run)
+    if shared:
+        target.write_json(ANCHORS, _File(shared=shared).model_dump())
 
 
 def _read(directory: RunDirectory) -> _File:

@@ -15,6 +15,8 @@ NAMES = {
 }
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 Z95 = 1.959963984540054
+WEAK = 0.5
+"""The rank correlation below which the ranking by a score is called weak."""
 
 
 def name_of(cost: str) -> str:

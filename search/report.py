@@ -20,6 +20,7 @@ from search.finished import BudgetLine, FinishedRun, ModelFigures, RunResult, Tr
 from search.numbers import (
     NAMES,
     UNITS,
+    WEAK,
     amount,
     difference_text,
     duration,
@@ -78,7 +79,6 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 def report_of(run: FinishedRun) -> dict[str, Any]:
     """What the page shows, by the names of the template."""
     from search import figures
-    from search.anchors import WEAK
 
     result, trials = run.result, run.trials
     resolved = run.settings.resolved
