@@ -40,3 +40,13 @@ def finished(tmp_path_factory) -> Path:
 def run(finished, tmp_path) -> Path:
     """A copy of it to change."""
     return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def momentary(monkeypatch) -> None:
+    """Latency on this machine is measured for a moment."""
+    import latency.device
+    from latency.paired import measure
+
+    moment = {"seconds": 0.01, "passes": 1, "tries": 1}
+    monkeypatch.setattr(latency.device, "measure", lambda models, **options: measure(models, **{**options, **moment}))

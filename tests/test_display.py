@@ -51,13 +51,8 @@ QUICK += ["--strategy", "random"]
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch) -> list[str]:
+def own(momentary, tmp_path, monkeypatch) -> list[str]:
     """A folder with a model and data of one's own, and the words that search it; latency is measured for a moment."""
-    import latency.device
-    from latency.paired import measure
-
-    short = {"seconds": 0.01, "passes": 1, "tries": 1}
-    monkeypatch.setattr(latency.device, "measure", lambda models, **options: measure(models, **{**options, **short}))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
     return ["--model", "own.py:net", "--data", "own.py:data", *QUICK]

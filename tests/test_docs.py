@@ -132,12 +132,11 @@ def test_inline_commands_and_options_exist(page):
 
 
 @pytest.fixture
-def reader(tmp_path, monkeypatch):
+def reader(momentary, tmp_path, monkeypatch):
     """A folder as the pages presume it, and small settings in place of long ones."""
     from stable_baselines3 import DDPG
 
-    import latency.device
-    from latency import paired, table
+    from latency import table
     from search import compose, job
 
     own = (ROOT / "docs" / "own-model.md").read_text()
@@ -152,9 +151,7 @@ def reader(tmp_path, monkeypatch):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
 
-    real, build_table, learn = paired.measure, table.build_table, DDPG.learn
-    short = {"seconds": 0.01, "passes": 1, "tries": 1}
-    monkeypatch.setattr(latency.device, "measure", lambda models, **options: real(models, **{**options, **short}))
+    build_table, learn = table.build_table, DDPG.learn
     monkeypatch.setattr(
         "search.bench.build_table", lambda *a, **o: build_table(*a, **{**o, "samples": 24, "held_out": 4})
     )

@@ -13,16 +13,11 @@ TINY = Path(__file__).parent.parent / "benchmarks" / "faults" / "tiny.py"
 
 
 @pytest.fixture
-def short(tmp_path, monkeypatch):
-    import latency.device
-    from latency.paired import measure
-
-    moment = {"seconds": 0.01, "passes": 1, "tries": 1}
-    monkeypatch.setattr(latency.device, "measure", lambda models, **options: measure(models, **{**options, **moment}))
+def here(momentary, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_final_fine_tune_as_short_as_a_score_comes_to_the_score_and_says_that_it_is_short(short, caplog):
+def test_a_final_fine_tune_as_short_as_a_score_comes_to_the_score_and_says_that_it_is_short(here, caplog):
     """Batch norm's running averages would be those of the dense model still."""
     named = {"model": f"{TINY}:net", "data": f"{TINY}:data", "threads": 1, "budget": "flops=0.5"}
     result = search.run(**named, strategy="uniform", score_steps=6, finetune_epochs=2, out="run")

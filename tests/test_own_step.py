@@ -36,12 +36,7 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch, tmp_path):
-    import latency.device
-    from latency.paired import measure
-
-    moment = {"seconds": 0.01, "passes": 1, "tries": 1}
-    monkeypatch.setattr(latency.device, "measure", lambda models, **options: measure(models, **{**options, **moment}))
+def _here(momentary, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 

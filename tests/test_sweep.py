@@ -22,12 +22,7 @@ WORDS = ["--model", "own.py:net", "--data", "own.py:data", "--budget", "params=0
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    import latency.device
-    from latency.paired import measure
-
-    short = {"seconds": 0.01, "passes": 1, "tries": 1}
-    monkeypatch.setattr(latency.device, "measure", lambda models, **options: measure(models, **{**options, **short}))
+def folder(momentary, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
     return tmp_path
