@@ -284,7 +284,9 @@ def build_table(
     rng = np.random.default_rng([seed, 2**31])
     held = builder.measure([draw(structure, rng) for _ in range(held_out)], 3 * seconds)
     speed = steady([time for _, time in taken])
-    apart = _within(held, speed) if len(_within(held, speed)) > 2 else [sample for sample, _ in held]
+    apart = _within(held, speed)
+    if len(apart) <= 2:
+        apart = [sample for sample, _ in held]
     error = table_error(current([], None).predictor(structure), apart) if len(apart) > 2 else None
     table = current(apart, error)
     if path is not None:

@@ -99,13 +99,13 @@ def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
     """The slim model, fine-tuned; where that diverges, more carefully, and in the end not at all."""
     settings, data = setup.settings, setup.data
     assert data.train is not None
+    steps = finetune_steps(settings, len(data.train))
     if setup.evaluator.tune is not None:
         model = setup.evaluator.candidate(widths)
         with seeded(settings.seed, "finetune"):
-            setup.evaluator.tune(model, finetune_steps(settings, len(data.train)))
+            setup.evaluator.tune(model, steps)
         setup.evaluator.recalibrate(model)
         return model.eval()
-    steps = finetune_steps(settings, len(data.train))
     for lr in (settings.finetune_lr, settings.finetune_lr / 10):
         model = setup.evaluator.candidate(widths)
         try:
@@ -182,9 +182,10 @@ def measure_latency(
         chosen = {name: path for name, path in models.items() if limit and not within(found[name], limit)}
         if not chosen:
             return found
+    assert limit is not None  # without one, nothing is measured again
     log.warning(
         "measured at the end, the latency is still above the limit of %.3f of dense: %s",
-        limit.fraction if limit else 0.0,
+        limit.fraction,
         ", ".join(f"{name} {found[name].ratio:.3f}" for name in chosen),
     )
     return found

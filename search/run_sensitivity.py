@@ -64,13 +64,7 @@ def write_sensitivity(setup: Setup, trials: int, directory: RunDirectory, displa
     problem = Problem(setup.structure.groups, Budget(setup.structure.groups, []), alone)
     with display.bar("scoring each group alone") as report:
         try:
-            found = sensitivity(
-                problem,
-                ratios=ratios,
-                seed=settings.seed,
-                progress=report,
-                source=source,
-            )
+            found = sensitivity(problem, ratios=ratios, seed=settings.seed, progress=report, source=source)
         except SearchFailed as error:
             log.warning("how sensitive each group is was not measured: %s", error)
             return
