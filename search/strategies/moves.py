@@ -42,6 +42,7 @@ class MovingSampler(WidthSampler):
     def __init__(self, problem: Problem, *, trials: int = 100, seed: int = 0) -> None:
         super().__init__(problem)
         self.trials, self.seed = trials, seed
+        self._names = [group.name for group in problem.groups]
         self._starts = starts(problem)
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
@@ -72,8 +73,11 @@ class MovingSampler(WidthSampler):
 
     def _whole(self, trial: FrozenTrial) -> Widths | None:
         """A trial's policy; None where it has none, or not all of it."""
-        names = [group.name for group in self.problem.groups]
-        return tuple(int(trial.params[name]) for name in names) if set(names) <= trial.params.keys() else None
+        params = trial.params
+        try:
+            return tuple([params[name] for name in self._names])
+        except KeyError:
+            return None
 
     def _scored(self, past: Sequence[FrozenTrial]) -> list[Scored]:
         found: dict[Widths, Scored] = {}
