@@ -187,7 +187,7 @@ class DDPGSampler(WidthSampler):
                 tau=s.tau,
                 gamma=s.gamma,
                 replay_buffer_class=BaselineBuffer,
-                policy_kwargs={"net_arch": list(s.hidden), "n_critics": s.critics},
+                policy_kwargs={"net_arch": list(s.hidden), "n_critics": s.critics, "optimizer_kwargs": {"fused": True}},
                 device="cpu",
             )
             for actor in (agent.actor, agent.actor_target):
