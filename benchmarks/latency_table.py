@@ -5,7 +5,7 @@
 For each model: builds a table, measures random policies that it never saw, and prints how far its predictions are
 (target: within 10 % for 99 % of them, mean 3 %, Spearman 0.97), how long the table took, how far the monotone cost is
 from measurement on widened policies, how long slicing takes and how far a sliced file's outputs are from an export's.
-The policies are measured in several passes, those that another load slowed up to five times, and some once more at the
+The policies are measured on several visits, those that another load slowed up to five times, and some once more at the
 end: what these differ by is the noise that no prediction can be under. Policies that were slowed each time have another
 ratio, and are reported apart. `--out` keeps every policy, predicted and measured, with the dense model's time during
 it.
@@ -27,12 +27,13 @@ from amc.coupling import trace
 from amc.export import export_onnx
 from amc.slim import slim
 from latency import LatencyCost, build_table, open_device, open_session, random_feeds
+from latency.paired import Reading, pooled
 from latency.predict import Predictor
 from latency.slicing import first_kept, sliced
-from latency.table import SLOWED, Conditions, Sample, _Builder, draw, table_error
+from latency.table import BATCH, SLOWED, Conditions, Sample, _Builder, draw, table_error
 
-REFERENCE, PASSES = 0.6, 2
-"""Seconds for each policy that predictions are compared with, and in how many passes."""
+REFERENCE, PASSES, VISITS = 0.3, 2, 3
+"""Seconds for each policy that predictions are compared with, in how many passes, and how often."""
 REPEATED = 12
 
 
@@ -97,13 +98,25 @@ def check(name: str, policies: int, limit: float, seed: int) -> dict[str, object
 
 
 def careful(builder: _Builder, policies: list[list[int]], slow: float) -> list[tuple[Sample, float]]:
-    """Each policy measured for long, up to five times while the dense model takes more than `slow` ms; the fastest."""
-    found = builder.measure(policies, REFERENCE, PASSES)
+    """Each policy measured on several visits, all of which count; and again while the dense model takes over `slow` ms.
+
+    A visit of one policy may meet a neighbour's burst, or memory that lies badly; visits lie minutes apart.
+    """
+    readings = [pooled(visits) for visits in zip(*(visit(builder, policies) for _ in range(VISITS)), strict=True)]
     for _ in range(4):
-        late = [i for i, (_, ms) in enumerate(found) if ms > slow]
-        for i, row in zip(late, builder.measure([policies[i] for i in late], REFERENCE, PASSES), strict=True):
-            found[i] = min(found[i], row, key=lambda row: row[1])
-    return found
+        late = [i for i, reading in enumerate(readings) if reading.baseline_ms > slow]
+        for i, reading in zip(late, visit(builder, [policies[i] for i in late]), strict=True):
+            readings[i] = min(readings[i], reading, key=lambda reading: reading.baseline_ms)
+    return [
+        (Sample(widths=[int(width) for width in widths], ratio=round(reading.ratio, 5)), reading.baseline_ms)
+        for widths, reading in zip(policies, readings, strict=True)
+    ]
+
+
+def visit(builder: _Builder, policies: list[list[int]]) -> list[Reading]:
+    """One reading of each policy."""
+    parts = [policies[at : at + BATCH] for at in range(0, len(policies), BATCH)]
+    return [reading for part in parts for reading in builder.readings(part, REFERENCE, PASSES)]
 
 
 def error(predictor: Predictor, samples: list[Sample]) -> dict[str, float] | None:

@@ -186,12 +186,13 @@ class _Builder:
         found = []
         for at in range(0, len(policies), BATCH):
             batch = policies[at : at + BATCH]
-            for widths, reading in zip(batch, self._readings(batch, seconds, passes), strict=True):
+            for widths, reading in zip(batch, self.readings(batch, seconds, passes), strict=True):
                 sample = Sample(widths=[int(width) for width in widths], ratio=round(reading.ratio, 5))
                 found.append((sample, reading.baseline_ms))
         return found
 
-    def _readings(self, policies: Sequence[Sequence[int]], seconds: float, passes: int) -> list[Reading]:
+    def readings(self, policies: Sequence[Sequence[int]], seconds: float, passes: int) -> list[Reading]:
+        """What each policy takes, all interleaved with the dense model."""
         models = {"dense": self.dense, **{str(i): self.files(widths) for i, widths in enumerate(policies)}}
         options = self.conditions.model_dump()
         found = self.device.measure(
