@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.linalg import cho_solve, solve_triangular
 
 from amc.problem import Problem
 from search.strategies.moves import Scored, Widths, stages
@@ -47,10 +48,8 @@ class Surrogate:
             for mixture in MIXTURES:
                 covariance = np.tensordot(mixture[:3], kernels, 1) + mixture[3] * np.eye(len(targets))
                 factor = np.linalg.cholesky(covariance)
-                alpha = np.linalg.solve(factor.T, np.linalg.solve(factor, targets))
-                scale = max(
-                    targets @ alpha / len(targets), 1e-9
-                )  # the likelihood's maximum over the kernel's amplitude
+                alpha = cho_solve((factor, True), targets)
+                scale = max(targets @ alpha / len(targets), 1e-9)  # the likelihood's maximum over the amplitude
                 likelihood = -0.5 * len(targets) * np.log(scale) - np.log(np.diag(factor)).sum()
                 if likelihood > best:
                     best, chosen = likelihood, (self._length, mixture, scale**0.5, factor, alpha)
@@ -63,7 +62,7 @@ class Surrogate:
     def predict(self, policies: Sequence[Widths]) -> tuple[np.ndarray, np.ndarray]:
         """`(policies,)` means and standard deviations of their rewards, without the noise of a score."""
         across = np.tensordot(self.mixture[:3], self._kernels(self.features(policies), self._seen), 1)
-        reduced = np.linalg.solve(self._factor, across.T)
+        reduced = solve_triangular(self._factor, across.T, lower=True)
         variance = np.maximum(sum(self.mixture[:3]) - (reduced**2).sum(axis=0), 1e-12)
         return across @ self._alpha * self.spread + self.mean, np.sqrt(variance) * self.spread * self.scale
 
