@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amc.catalog import MODELS
 from amc.coupling import trace
@@ -24,7 +24,7 @@ from amc.evaluate import kept_units
 from amc.files import read_json
 from amc.groups import Group, Structure
 from amc.importance import rank
-from amc.models import Inputs, load_model
+from amc.models import Inputs, load_model, placed
 from amc.policy import GroupPolicy, Policy, load_policy
 from amc.problem import allowed
 from amc.registry import suggest
@@ -115,16 +115,25 @@ def _fit_one(entry: GroupPolicy, group: Group) -> None:
 
 
 def _example(model: nn.Module, policy: Policy) -> Inputs:
-    """Example inputs: the model's own, else zeros of the shapes in the policy."""
-    if hasattr(model, "example_inputs"):
-        return load_model(model).inputs
-    tensors = []
+    """Example inputs: the model's own, else what the policy says."""
+    return load_model(model).inputs if hasattr(model, "example_inputs") else placed(model, example_of(policy))
+
+
+def example_of(policy: Policy) -> dict[str, Tensor]:
+    """Inputs of the names, shapes and types in a policy: numbers drawn at random, and zeros where they are integers.
+
+    Raises:
+        PolicyError: no tensor has such a shape or type.
+    """
+    generator, tensors = torch.Generator().manual_seed(0), {}
     for info in policy.model.inputs:
         dtype = getattr(torch, info.dtype, None)
         if not isinstance(dtype, torch.dtype) or int(np.prod(info.shape)) > 2**31:
             raise PolicyError(f"the policy's input {info.name!r} has an impossible dtype or shape ({info.dtype})")
-        tensors.append(torch.zeros(info.shape, dtype=dtype))
-    return tuple(tensors)
+        drawn = dtype.is_floating_point or dtype.is_complex
+        tensor = torch.randn(info.shape, generator=generator) if drawn else torch.zeros(info.shape)
+        tensors[info.name] = tensor.to(dtype)
+    return tensors
 
 
 def load(run: str | os.PathLike[str], model: nn.Module | str | None = None) -> nn.Module:
@@ -155,5 +164,4 @@ def _rebuild(folder: Path, policy: Policy, model: str | None) -> nn.Module:
         raise RunError(f"{folder / 'settings.json'} can't be read: {error}") from None
     if model is None and spec not in MODELS:
         raise RunError(f"{folder} is a run of {spec}; a file can't make this program run code, so pass it as model=…")
-    shapes = [info.shape for info in policy.model.inputs]
-    return load_model(model or spec, num_classes=classes, input_shape=shapes).model
+    return load_model(model or spec, num_classes=classes, example=example_of(policy)).model

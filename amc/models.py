@@ -49,16 +49,18 @@ def load_model(
     num_classes: int | None = None,
     in_channels: int | None = None,
     input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    example: Inputs | None = None,
     seed: int = 0,
 ) -> Loaded:
     """The model that `spec` names (as `--model` takes it), or a module of the user's own.
 
     data: what it must fit; gives built-in models their classes and channels, and all models their example inputs.
     num_classes, in_channels: the same where there is no data. input_shape: one shape, or one an input, batch first.
+    example: inputs at batch 1, for where there is neither data nor an `input_shape`; of a dict, see `placed`.
 
     The model comes in eval mode, on the CPU. Example inputs are the model's own `example_inputs` (a tensor, a tuple or
-    a dict) if it has that attribute, else the data's first example, else random of `input_shape`, else random of the
-    shape that a built-in model, or a configuration of transformers, is made for.
+    a dict) if it has that attribute, else the data's first example, else random of `input_shape`, else `example`, else
+    random of the shape that a built-in model, or a configuration of transformers, is made for.
 
     Raises:
         ModelError: it can't be built or run, or its weights or the data don't fit it.
@@ -68,8 +70,9 @@ def load_model(
         if in_channels is None and data.input_shape is not None and len(data.input_shape) == 4:
             in_channels = data.input_shape[1]
     shapes = _shapes(input_shape)
-    if in_channels is None and len(shapes) == 1 and len(shapes[0]) == 4:
-        in_channels = shapes[0][1]
+    known = shapes or [tuple(tensor.shape) for tensor in _tensors(example or ())]
+    if in_channels is None and len(known) == 1 and len(known[0]) == 4:
+        in_channels = known[0][1]
     if isinstance(spec, nn.Module):
         name, model = type(spec).__name__, spec
     else:
@@ -78,7 +81,7 @@ def load_model(
     if weights is not None:
         load_weights(model, weights)
     model.eval()
-    inputs = _example_inputs(name, model, data, shapes, seed)
+    inputs = _example_inputs(name, model, data, shapes, example, seed)
     model_inputs, output = _run(name, model, inputs)
     if data is not None:
         _check_fit(name, output, data)
@@ -123,7 +126,9 @@ def _shapes(input_shape: Sequence[int] | Sequence[Sequence[int]] | None) -> list
     return shapes
 
 
-def _example_inputs(name: str, model: nn.Module, data: Data | None, shapes: list[tuple[int, ...]], seed: int) -> Inputs:
+def _example_inputs(
+    name: str, model: nn.Module, data: Data | None, shapes: list[tuple[int, ...]], example: Inputs | None, seed: int
+) -> Inputs:
     if hasattr(model, "example_inputs"):
         own = model.example_inputs
         return _as_inputs(own() if callable(own) else own, f"`example_inputs` of {name}")
@@ -133,6 +138,8 @@ def _example_inputs(name: str, model: nn.Module, data: Data | None, shapes: list
             said = " and ".join(" ".join(map(str, x.shape)) for x in inputs)
             raise ModelError(f"--input-shape contradicts --data {data.name}, whose inputs are {said}; leave it out")
         return inputs
+    if not shapes and example is not None:
+        return placed(model, example)
     if not shapes and name in MODELS:
         shapes = [SHAPES.get(name, CIFAR_SHAPE)]
     if not shapes and hasattr(model, "main_input_name"):
@@ -156,10 +163,23 @@ def _as_inputs(value: Any, what: str) -> Inputs:
         inputs = {str(key): item for key, item in value.items()}
     else:
         inputs = (value,) if isinstance(value, Tensor) else tuple(value) if isinstance(value, list | tuple) else ()
-    tensors = list(inputs.values()) if isinstance(inputs, dict) else inputs
+    tensors = _tensors(inputs)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise ModelError(f"{what} is a {type(value).__name__}; it must be a tensor, or a tuple or dict of tensors")
     return inputs
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return list(inputs.values() if isinstance(inputs, dict) else inputs)
+
+
+def placed(model: nn.Module, example: Inputs) -> Inputs:
+    """Named inputs as a model takes them: by position where the names are in its order or not its own, else by name."""
+    if not isinstance(example, dict):
+        return example
+    arguments, values = inspect.signature(model.forward).parameters, tuple(example.values())
+    by_name = set(example) <= set(arguments) or any(p.kind is p.VAR_KEYWORD for p in arguments.values())
+    return example if by_name and _input_names(model, values) != tuple(example) else values
 
 
 def _input_names(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
@@ -177,7 +197,7 @@ def _input_names(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
 
 def _run(name: str, model: nn.Module, inputs: Inputs) -> tuple[Inputs, Any]:
     """The inputs at batch 1, and what the model makes of them."""
-    tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
+    tensors = _tensors(inputs)
     batch = len(tensors[0]) if tensors[0].dim() else 0
     if batch > 1 and all(tensor.dim() and len(tensor) == batch for tensor in tensors):
         single: Inputs = (

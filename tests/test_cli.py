@@ -211,6 +211,17 @@ def test_apply_refuses_what_does_not_fit_and_writes_nothing(run, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_a_policy_that_names_code_runs_none(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    content = json.loads((run / "policy.json").read_text())
+    content["model"]["name"] = "evil.py:net"
+    (tmp_path / "policy.json").write_text(json.dumps(content))
+    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    assert main(["apply", "policy.json", "--out", "slim", "--force", "--quiet"]) == 2
+    assert "if you know it, give it: --model evil.py:net" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.py", "policy.json"]
+
+
 def test_a_directory_in_use_is_refused_and_a_finished_run_says_so(run, capsys):
     before = {path: path.read_bytes() for path in run.iterdir() if path.suffix == ".json"}
     assert main(["--budget", "flops=0.5", "--out", str(run), *QUICK]) == 2

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from amc.application import example_of
 from amc.errors import PolicyError
+from amc.models import load_model
 from amc.policy import GroupPolicy, InputInfo, ModelInfo, Policy, load_policy
 
 GOLDEN = Path(__file__).parent / "golden" / "policy.json"
@@ -44,6 +47,26 @@ def test_the_golden_file_is_read_and_written_back_byte_for_byte(tmp_path):
     assert policy.widths == {"conv1": 3}
     policy.save(tmp_path / "policy.json")
     assert (tmp_path / "policy.json").read_bytes() == GOLDEN.read_bytes()
+
+
+def test_the_inputs_of_a_policy_are_of_its_types_and_go_where_it_says():
+    tokens = InputInfo(name="tokens", shape=[1, 5], dtype="int64")
+    image = InputInfo(name="image", shape=[1, 3], dtype="float32")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(9, 3), nn.Linear(3, 2)
+
+        def forward(self, image, tokens):
+            return self.out(image + self.embed(tokens).mean(1))
+
+    first = example()
+    for inputs, kind in (([tokens, image], dict), ([image, tokens], tuple)):
+        policy = first.model_copy(update={"model": first.model.model_copy(update={"inputs": inputs})})
+        loaded = load_model(Net(), example=example_of(policy))
+        assert isinstance(loaded.inputs, kind)
+        assert sorted(loaded.input_names) == ["image", "tokens"]
 
 
 def changed(**changes) -> str:

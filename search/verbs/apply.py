@@ -25,7 +25,7 @@ def execute(arguments: argparse.Namespace) -> Any:
         raise UsageError("apply needs --out DIR, where the slim model goes")
     given = given_settings(arguments)
 
-    from amc.application import applied
+    from amc.application import applied, example_of
     from amc.cost import analytic, spent
     from amc.export import export_onnx
     from amc.policy import load_policy
@@ -33,15 +33,20 @@ def execute(arguments: argparse.Namespace) -> Any:
     from search.compose import calibration, is_trained_here, load_dense, read_data
     from search.display import Display
     from search.run_directory import check_free
+    from search.trust import names_code
 
     out = Path(arguments.out)
     check_free(out)
     policy = load_policy(arguments.policy)
+    if "model" not in given and names_code(policy.model.name):
+        raise UsageError(
+            f"{arguments.policy} names code, {policy.model.name}, and a file can't make this program run code; if you "
+            f"know it, give it: --model {policy.model.name}"
+        )
     display = Display(quiet=arguments.quiet, json=arguments.json)
     settings = settings_from({"model": policy.model.name, **given})
     data = read_data(settings) if "data" in given or is_trained_here(settings) else None
-    shapes = [info.shape for info in policy.model.inputs]
-    loaded = load_dense(settings, data, input_shape=None if data else shapes, display=display)
+    loaded = load_dense(settings, data, example=example_of(policy), display=display)
     batches = calibration(data, settings) if data else None
     found = applied(loaded.model, policy, inputs=loaded.inputs, force=arguments.force, batches=batches)
 
