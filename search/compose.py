@@ -27,7 +27,7 @@ from amc.forward import to_device
 from amc.groups import Structure
 from amc.importance import rank
 from amc.layout import fast_layout
-from amc.models import Loaded, load_model
+from amc.models import Inputs, Loaded, load_model
 from amc.pretrain import RECIPES, pretrained
 from amc.problem import Problem
 from amc.registry import resolve
@@ -187,7 +187,7 @@ def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetu
             "recalibrated on its inputs; labels are not needed"
         )
     splits = {"val": data.val} if data.train is None else {"val": data.val, "train": data.train}
-    unlabelled = [name for name, split in splits.items() if split.batch([0])[1] is None]
+    unlabelled = [name for name, split in splits.items() if split.labels is None and split.batch([0])[1] is None]
     if "val" in unlabelled and metric is None:
         raise DataError("the `val` split has no labels, so there is no accuracy; give metric=…, a model's worth")
     trains = settings.score_steps or settings.finetune_epochs
@@ -294,12 +294,12 @@ def load_dense(
     *,
     model: nn.Module | None = None,
     weights: Path | str | None = None,
-    input_shape: Any = None,
+    example: Inputs | None = None,
     display: Display,
 ) -> Loaded:
     """The dense model that the settings name (or `model`), on its accelerator; the embedded default is trained first.
 
-    weights: in place of the settings'. input_shape: where there is no data.
+    weights: in place of the settings'. example: inputs, where neither the data nor the settings know any.
     """
     weights = weights or settings.weights
     spec: Any = settings.model if model is None else copy.deepcopy(model)  # the user's own stays as it is
@@ -309,7 +309,7 @@ def load_dense(
     elif model is None and not weights and settings.model in MODELS:
         log.warning("%s has random weights; give trained ones by --weights", settings.model)
     loaded = load_model(
-        spec, weights=weights, data=data, input_shape=settings.input_shape or input_shape, seed=settings.seed
+        spec, weights=weights, data=data, input_shape=settings.input_shape, example=example, seed=settings.seed
     )
     loaded.model.to(accelerator(settings.accelerator))
     return replace(loaded, name=settings.model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from amc.cost import spent
-from amc.errors import DeviceError, ModelError
+from amc.errors import DeviceError, ModelError, SearchFailed
 from amc.evaluate import accuracy, batches_of, kept_units
 from amc.finetune import Diverged, finetune
 from amc.layout import arranged
@@ -30,6 +31,7 @@ from latency.device import TableDevice, open_device
 from latency.paired import Reading, pooled
 from search.compose import Setup
 from search.display import Display, Report
+from search.numbers import metric_name
 from search.run_directory import FINETUNED
 from search.settings import Settings
 from search.settle import latency_limit, within
@@ -92,6 +94,8 @@ def recover(setup: Setup, source: str, widths: WidthsByName, folder: Path, displ
 
 def _candidate(setup: Setup, source: str, widths: WidthsByName, model: nn.Module) -> Candidate:
     found = accuracies(setup, model)
+    if not math.isfinite(found[0]):
+        raise SearchFailed(f"the {source} policy's {metric_name(setup.metric)} is {found[0]}; it must be a number")
     return Candidate(source, widths, arranged(model, torch.contiguous_format), *found)
 
 
@@ -175,7 +179,7 @@ def measure_latency(
                 seed=settings.seed,
                 progress=report,
             )
-        except DeviceError as error:
+        except (DeviceError, ModelError) as error:
             log.warning("latency was not measured: %s", error)
             return found
         found |= {name: pooled([found[name], new]) if name in found else new for name, new in taken.items()}
@@ -193,6 +197,7 @@ def measure_latency(
 
 def result_of(
     setup: Setup,
+    dense: tuple[float, float | None],
     winner: Candidate,
     uniform: Candidate,
     readings: Mapping[str, Reading],
@@ -202,13 +207,12 @@ def result_of(
 ) -> dict[str, Any]:
     """What `result.json` holds; a figure that was not measured is None.
 
-    readings: of `dense`, and of `best` and `uniform` where these were measured. memory: of the activations
-    of the same three, bytes. proxy: what the score is worth.
+    dense: the dense model's `accuracies`. readings: of `dense`, and of `best` and `uniform` where these were measured.
+    memory: of the activations of the same three, bytes. proxy: what the score is worth.
     """
-    dense_accuracy, dense_test = accuracies(setup, setup.loaded.model)
-    dense = {
-        "accuracy": dense_accuracy,
-        "test_accuracy": dense_test,
+    dense_figures = {
+        "accuracy": dense[0],
+        "test_accuracy": dense[1],
         **_analytic(setup, setup.problem.budget.dense),
         "memory": memory["dense"],
         "latency_ms": readings["dense"].median_ms if "dense" in readings else None,
@@ -217,7 +221,7 @@ def result_of(
         "schema_version": 1,
         "settings": setup.settings.as_json(),
         "budget": [info.model_dump() for info in budget_infos(setup, winner.widths, readings.get("best"))],
-        "dense": dense,
+        "dense": dense_figures,
         "best": _figures(setup, winner, "best", readings, memory),
         "uniform": _figures(setup, uniform, "uniform" if "uniform" in memory else "best", readings, memory),
         "proxy": dict(proxy),

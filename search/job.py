@@ -7,6 +7,7 @@ goes on from what it holds: the dense weights are not trained again and no trial
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ from latency.memory import resources
 from search.anchors import Chooser
 from search.compose import Setup, with_objects
 from search.display import Display
-from search.finish import SETTLED, Candidate, finetune_steps, finish, measure_latency, policy_of, result_of
+from search.finish import SETTLED, Candidate, accuracies, finetune_steps, finish, measure_latency, policy_of, result_of
 from search.finished import RunResult, read_document
 from search.front import FRONT, FrontSampler, begin, front_lines, front_policy, front_problem, with_front
 from search.layers import layer_figures
@@ -62,7 +63,7 @@ from search.study import Progress, SearchResult, open_study, search
 from search.sweep import share
 from search.tensorboard import FOLDER as SCALARS
 from search.tensorboard import Scalars, check_installed
-from search.warm import warm_start
+from search.warm import policies, warm_start
 
 log = logging.getLogger("amc")
 
@@ -173,13 +174,13 @@ def run_job(
             own = {"model": model, "data": data, "metric": metric, "finetune": finetune}
             setup = prepare(directory, settings, **own, display=display)
             with closing(setup.executor or ExitStack()):
-                _announce(setup, display)
+                dense = _announce(setup, display)
                 setup, found, proxy = _search(directory, setup, display)
             if found.best is None:
                 raise SearchFailed(f"no trial of the search in {path} succeeded; run.log says why")
             best, uniform = finish(setup, found.best, directory.path, display)
             write_sensitivity(setup, found.trials, directory, display)
-            return _conclude(directory, setup, found, proxy, best, uniform, display)
+            return _conclude(directory, setup, found, proxy, dense, best, uniform, display)
         except KeyboardInterrupt:
             log.info("stopped by a signal")
             raise Interrupted(f"stopped; go on by: amc search --out {shlex.quote(str(path))} --resume") from None
@@ -199,7 +200,14 @@ def finished_result(path: Path, display: Display) -> Result:
     return Result(load_policy(path / POLICY), None, path, RunDirectory(path).read_json(RESULT))
 
 
-def _announce(setup: Setup, display: Display) -> None:
+def _announce(setup: Setup, display: Display) -> tuple[float, float | None]:
+    """Says what is searched, and what to think of it; returns the dense model's `accuracies`.
+
+    These come first, so that a split that can't be read is known before anything was searched.
+
+    Raises:
+        UsageError: the dense model's metric is no number.
+    """
     groups, frozen = setup.structure.groups, setup.structure.frozen
     display.say(
         f"{setup.loaded.name} on {setup.data.name}: {len(groups)} groups, {sum(g.channels for g in groups)} channels"
@@ -221,13 +229,16 @@ def _announce(setup: Setup, display: Display) -> None:
             )
     if setup.data.test is None and setup.metric is None:
         log.warning("there is no test split, so no figure of the result is on images that the search never saw")
-    worth = setup.evaluator.metric(setup.loaded.model)
-    display.say(f"the dense model's {metric_name(setup.metric)} on the search split: {worth:.4f}")
-    classes = setup.data.num_classes
-    if setup.metric is None and classes and worth < 1.5 / classes:
+    dense = accuracies(setup, setup.loaded.model)
+    if not math.isfinite(dense[0]):
+        raise UsageError(f"the dense model's {metric_name(setup.metric)} is {dense[0]}; it must be a number")
+    display.say(f"the dense model's {metric_name(setup.metric)} on the search split: {dense[0]:.4f}")
+    chance = 1 / (setup.data.num_classes or 1)
+    if setup.metric is None and dense[0] < chance * (1.5 - chance / 2):
         log.warning(
             "the dense model guesses: are these its weights (--weights), and its normalization (--mean, --std)?"
         )
+    return dense
 
 
 def _examples(data: Data) -> str:
@@ -301,10 +312,11 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
 def _chooser(directory: RunDirectory, setup: Setup) -> Chooser:
     """Who chooses the policy that the search ends with; by the score alone without training examples.
 
-    And in a study that processes share, each of which would make its own anchors.
+    So it is without score steps, for a front, and in a study that processes share, each of which would make its own.
     """
     settings, evaluator = setup.settings, setup.evaluator
-    share = settings.anchor_share if evaluator.trains and settings.storage is None else 0.0
+    makes = evaluator.trains and settings.score_steps and not settings.pareto and settings.storage is None
+    share = settings.anchor_share if makes else 0.0
     images = (settings.score_images or len(setup.data.val)) + settings.calibration_images
     rest = images / (3 * settings.score_batch)  # a step is a forward and a backward pass, three of a forward one
     return Chooser(directory, evaluator.recovered, score_steps=settings.score_steps, share=share, rest=rest)
@@ -314,6 +326,8 @@ def _open_study(directory: RunDirectory, setup: Setup, sampler: BaseSampler) -> 
     """The run's own study, or the one that it shares with other processes, which must have the same settings."""
     settings = setup.settings
     if settings.storage is None:
+        if not (directory / STUDY).exists():
+            policies(setup.problem, settings.warm_start)  # what can't be read is refused before there is a study
         return open_study(open_storage(directory / STUDY), "search", sampler), None
     storage = open_shared(settings.storage)
     leases, study = Leases(storage), open_study(storage, settings.study, sampler)
@@ -337,6 +351,7 @@ def _conclude(
     setup: Setup,
     found: SearchResult,
     proxy: Mapping[str, object],
+    dense: tuple[float, float | None],
     best: Candidate,
     uniform: Candidate,
     display: Display,
@@ -367,7 +382,7 @@ def _conclude(
         front = {f"{FRONT}{i}.json": outcome for i, outcome in enumerate(found.front, 1)}
         for name, outcome in front.items():
             front_policy(policy, outcome, setup.order).save(new / name)
-        summary = result_of(setup, winner, uniform, readings, memory, searched, proxy)
+        summary = result_of(setup, dense, winner, uniform, readings, memory, searched, proxy)
         summary |= {"layers": layers} | ({"front": front_lines(front)} if front else {})
         RunDirectory(new).write_json(RESULT, summary)
     for stale in set(directory.path.glob(f"{FRONT}*.json")) - {directory / name for name in front}:

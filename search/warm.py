@@ -35,15 +35,20 @@ def warm_start(study: optuna.Study, problem: Problem, sources: Sequence[str], le
     """
     if not sources or "warm_start" in study.user_attrs:
         return
-    found = {source: [adapted(problem, widths, source) for widths in read(Path(source))] for source in sources}
+    found = policies(problem, sources)
     with leases.locked() if leases else nullcontext():
         if "warm_start" in study.user_attrs:
             return  # another process was first
-        for source, policies in found.items():
-            for policy in dict.fromkeys(policies):
+        for source, widths in found.items():
+            for policy in dict.fromkeys(widths):
                 study.enqueue_trial(problem.named(policy), user_attrs={"from": source}, skip_if_exists=True)
         study.set_user_attr("warm_start", list(sources))
     log.info("%d policies of earlier runs are scored first", len(study.get_trials(states=(TrialState.WAITING,))))
+
+
+def policies(problem: Problem, sources: Sequence[str]) -> dict[str, list[tuple[int, ...]]]:
+    """What each source tells this problem; raises what `warm_start` does."""
+    return {source: [adapted(problem, widths, source) for widths in read(Path(source))] for source in sources}
 
 
 def adapted(problem: Problem, widths: Mapping[str, int], source: str) -> tuple[int, ...]:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import search
+from amc.data import Data
+from amc.errors import DataError, SearchFailed, UsageError
+from search.compose import check_recovery
+from search.settings import Settings
+from tests.test_display import OWN
 
 TINY = Path(__file__).parent.parent / "benchmarks" / "faults" / "tiny.py"
 
@@ -25,6 +33,37 @@ def test_a_final_fine_tune_as_short_as_a_score_comes_to_the_score_and_says_that_
     assert result.summary["best"]["accuracy"] == pytest.approx(trial)
     assert "the final fine-tune is short: 6 steps, from 256 examples in batches of 128" in caplog.text
     assert json.loads(Path("run/result.json").read_text())["best"]["accuracy"] == result.summary["best"]["accuracy"]
+
+
+@pytest.mark.parametrize("worths", [[float("nan")], [0.5, 0.5, float("nan")]])
+def test_a_metric_that_is_no_number_at_the_start_or_the_end_is_told(here, worths):
+    """At the end the run is kept: what was searched can be gone on with."""
+    at_the_start, told = len(worths) == 1, iter(worths)
+    named = {"model": f"{TINY}:net", "data": f"{TINY}:data", "threads": 1, "budget": "flops=0.5", "strategy": "uniform"}
+    with pytest.raises(UsageError if at_the_start else SearchFailed, match="is nan; it must be a number"):
+        search.run(**named, score_steps=0, finetune_epochs=0, metric=lambda model: next(told, worths[-1]), out="run")
+    assert Path("run").exists() == (not at_the_start)
+
+
+def test_a_test_split_that_cannot_be_read_is_known_before_the_search(here):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 8), ("test", 8)):
+        for label in "ab":
+            Path("images", split, label).mkdir(parents=True)
+            for i in range(count):
+                size = 9 if (split, label, i) == ("test", "b", 7) else 8
+                image = Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8))
+                image.save(Path("images", split, label, f"{i}.png"))
+    Path("own.py").write_text(OWN)
+    with pytest.raises(DataError, match="give --input-size"):
+        search.run(model="own.py:net", data="imagefolder:images", budget="flops=0.5", out="run")
+    assert not Path("run").exists()
+
+
+def test_a_damaged_first_image_does_not_hide_that_there_are_labels():
+    split = SimpleNamespace(labels=np.zeros(3), batch=None)
+    data = Data("x", split, split, None, 2, "")
+    check_recovery(Settings(), data, None, None)
 
 
 def search_trials(run: Path) -> list[float]:

@@ -111,3 +111,6 @@ def test_what_is_no_policy_or_of_another_model_is_refused(tmp_path):
         adapted(problem, {"conv1": 3}, "x")
     some = adapted(problem, {"layer00": 10}, "x")
     assert problem.budget.met(some)
+    with pytest.raises(UsageError, match="no policy file, and no run directory"):
+        run(**NAMED, budget="flops=0.5", warm_start=str(tmp_path / "nowhere"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "nothing is left of a run that could not begin"
