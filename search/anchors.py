@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import spearmanr
 
 from amc.documents import read_document
-from amc.errors import RunError
+from amc.errors import AmcError, RunError
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
 from search.numbers import WEAK
@@ -282,8 +282,10 @@ class Chooser:
             widths = problem.widths(one.widths)
             try:
                 anchors.append(Anchor(widths, one.accuracy, self._accuracy(dict(one.widths))))
-            except Diverged as error:
-                log.warning("an anchor's fine-tune diverged, and is left out: %s", error)
+            except AmcError:
+                raise
+            except Exception as error:  # as a trial: one that fails is left out
+                log.warning("an anchor's fine-tune failed, and is left out: %s: %s", type(error).__name__, error)
         return anchors
 
     def _accuracy(self, widths: dict[str, int]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,13 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from amc.documents import read_document
-from amc.errors import SearchFailed, UsageError
+from amc.errors import AmcError, SearchFailed, UsageError
 from amc.files import dump_json, write_atomic
 from amc.problem import Problem
 from amc.seeding import seeded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+log = logging.getLogger("amc")
 
 FORMAT = "amc/sensitivity"
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -115,7 +118,10 @@ def sensitivity(
         with seeded(seed, "evaluate"):
             try:
                 return problem.evaluate(widths).accuracy
-            except ArithmeticError:
+            except AmcError:
+                raise
+            except Exception as error:  # as a trial: one that fails is left out
+                log.warning("a score failed: %s: %s", type(error).__name__, error)
                 return None
 
     total, done = 1 + len(ratios) * len(dense), 1

@@ -179,13 +179,14 @@ def test_noise_is_smoothed_out_of_the_choice(tmp_path: Path) -> None:
     assert np.mean(gains) > 0
 
 
-def test_an_anchor_that_diverges_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("problem_of_it", [Diverged("the training loss became nan"), ValueError("one class alone")])
+def test_an_anchor_that_fails_is_left_out(tmp_path: Path, problem_of_it: Exception) -> None:
     problem, study, found = sized()
 
     def train(widths: dict[str, int], steps: int) -> float:
         if not (tmp_path / "anchors.json").exists():
             (tmp_path / "anchors.json").write_text("{}")
-            raise Diverged("the training loss became nan")
+            raise problem_of_it
         return problem.evaluate(widths).accuracy
 
     chooser = Chooser(RunDirectory(tmp_path), train, score_steps=30, share=0.2)

@@ -69,6 +69,15 @@ def test_what_cant_be_scored_is_none_and_the_rest_goes_on(tmp_path):
         sensitivity(planted(lambda _: float("nan")))
 
 
+def test_a_metric_that_fails_on_a_model_leaves_that_model_out():
+    def worth(widths):
+        if widths["b"] == 1:
+            raise ValueError("only one class present")
+        return 0.5
+
+    assert sensitivity(planted(worth), ratios=(0.25, 0.5)).groups[1].accuracy == (None, 0.5)
+
+
 @pytest.mark.parametrize("ratios", [(), (0.0, 0.5), (0.5, 1.5), (-1.0,), (float("nan"),)])
 def test_ratios_out_of_range_are_refused(ratios):
     with pytest.raises(UsageError, match=r"must be in \(0, 1\]"):
