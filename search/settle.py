@@ -43,6 +43,7 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
     limit = latency_limit(setup.problem.budget)
     if bench is None or limit is None or not bench.measures:
         return setup, found
+    more = max(min(found.trials + found.failed, setup.settings.planned_trials()) // MORE, 1)
     for _ in range(ROUNDS):
         if found.best is None:
             return setup, found
@@ -70,7 +71,7 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
                 "the search ends above the latency limit, which the corrected table calls out of reach: %s", error
             )
             return setup, found
-        found = search_round(setup, found.trials + found.failed + max(setup.settings.planned_trials() // MORE, 1), None)
+        found = search_round(setup, found.trials + found.failed + more, None)
     log.warning("after %d rounds the measured latency is still above the limit", ROUNDS)
     return setup, found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import search
+from amc.errors import ModelError
 from amc.export import export_onnx
 from latency import build_table
 from latency.device import LocalDevice
@@ -21,7 +23,7 @@ from latency.paired import pooled, summarize
 from latency.session import read_model
 from search.finish import measure_latency
 from search.settings import Settings
-from search.settle import within
+from search.settle import settle, within
 
 QUICK = {
     "strategy": "random",
@@ -105,14 +107,18 @@ def files(tmp_path_factory) -> tuple[Path, Path]:
     return paths
 
 
-def measured_at_the_end(device: MadeUp, dense: Path, best: Path):
+def setup_of(device: Any) -> SimpleNamespace:
     limit = SimpleNamespace(cost=SimpleNamespace(name="latency"), fraction=0.6)
-    setup = SimpleNamespace(
+    return SimpleNamespace(
         settings=Settings(),
         problem=SimpleNamespace(budget=SimpleNamespace(limits=[limit])),
         bench=SimpleNamespace(device=device),
     )
-    return measure_latency(setup, dense, {"best": best})["best"], limit
+
+
+def measured_at_the_end(device: MadeUp, dense: Path, best: Path):
+    setup = setup_of(device)
+    return measure_latency(setup, dense, {"best": best})["best"], setup.problem.budget.limits[0]
 
 
 def test_a_device_that_is_busy_at_the_end_is_measured_again(files):
@@ -129,6 +135,34 @@ def test_a_device_that_stays_busy_is_believed(files, caplog):
     assert not within(reading, limit)
     assert reading.rounds == 3 * 200, "all that was timed counts"
     assert "still above the limit" in caplog.text
+
+
+def test_what_the_device_cannot_run_is_not_measured_and_the_rest_is_kept(files, caplog):
+    def measure(models, **options):
+        raise ModelError("ONNX Runtime has no kernel for it")
+
+    assert measure_latency(setup_of(SimpleNamespace(measure=measure)), files[0], {"best": files[1]}) == {}
+    assert "latency was not measured: ONNX Runtime has no kernel" in caplog.text
+
+
+def test_a_further_round_takes_a_fifth_of_the_first_ones_trials(monkeypatch):
+    """However many were planned: of a search that its time limit ended there are fewer."""
+    asked = []
+    reading = SimpleNamespace(ratio=0.7, ratio_ci95=(0.69, 0.71))
+    setup = setup_of(SimpleNamespace())
+    setup.bench.measures, setup.bench.measure = True, lambda policies: dict.fromkeys(policies, reading)
+    setup.bench.corrected = lambda readings: setup.bench
+    setup.problem.widths = tuple
+    for name, value in (("finalists", []), ("uniform_policy", (3,)), ("with_bench", setup)):
+        monkeypatch.setattr(f"search.settle.{name}", lambda *_, value=value: value)
+
+    def search_round(setup, trials, seconds):
+        asked.append((trials, seconds))
+        return SimpleNamespace(trials=10 if trials is None else trials - 1, failed=1, best=SimpleNamespace(widths=(2,)))
+
+    setup.settings = Settings(time_limit=60.0)
+    settle(setup, None, search_round)
+    assert asked == [(None, 60.0), *((11 + 2 * i, None) for i in range(1, 7))]
 
 
 def test_readings_of_the_same_model_are_pooled():
