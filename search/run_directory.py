@@ -161,10 +161,10 @@ def owned(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
             (path / LOCK).unlink(missing_ok=True)  # before the release: whoever waits for it sees that it is gone
         lock.release()
         if discard:
-            _remove(made)
+            remove_empty(made)
 
 
-def _remove(folders: list[Path]) -> None:
+def remove_empty(folders: list[Path]) -> None:
     """Removes folders that are empty, innermost first."""
     with contextlib.suppress(OSError):
         for folder in folders:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from amc.budget import Budget, parse_budget
 from amc.cost import analytic
-from amc.errors import BudgetError, Interrupted, RunError, UsageError
+from amc.errors import AmcError, BudgetError, Interrupted, RunError, UsageError
 from amc.files import dump_json, write_atomic
 from search.anchors import hand_on
 from search.display import Display
@@ -35,6 +35,7 @@ from search.run_directory import (
     RunDirectory,
     check_free,
     default_path,
+    remove_empty,
 )
 from search.settings import Settings, settings_from
 
@@ -87,16 +88,25 @@ def start(given: Mapping[str, Any], text: str, out: str | None, display: Display
     budgets = budgets_of(text)
     held = list(given.get("budget", ()))
     settings = [settings_from({**given, "budget": [*held, budget]}) for budget in budgets]
+    if settings[0].storage is not None:
+        raise UsageError("--sweep with --storage: each budget needs a study of its own; search them one by one")
     check_reachable(settings)
     path = Path(out) if out else default_path(f"{settings[0].model}-sweep")
     if not (path.is_dir() and [entry.name for entry in path.iterdir()] == [FILE]):  # killed before its first run
         check_free(path)
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / FILE, dump_json(SweepFile(budgets=budgets).model_dump()))
     except (PermissionError, NotADirectoryError) as error:
         raise UsageError(f"--out {path} can't be written: {error.strerror or error}") from None
-    _run_all(path, dict(zip(budgets, settings, strict=True)), display)
+    try:
+        _run_all(path, dict(zip(budgets, settings, strict=True)), display)
+    except AmcError as error:
+        if error.exit_status == 2 and [entry.name for entry in path.iterdir()] == [FILE]:  # before anything was made
+            (path / FILE).unlink()
+            remove_empty(made)
+        raise
     return path
 
 
@@ -109,11 +119,11 @@ def go_on(path: Path, given: Mapping[str, Any], display: Display) -> None:
     from search.start import resumed_settings
 
     budgets = read_document(path / FILE, SweepFile).budgets
-    first = path / folder_of(budgets[0])
-    if not (first / SETTINGS).is_file():
+    begun = next((budget for budget in budgets if (path / folder_of(budget) / SETTINGS).is_file()), None)
+    if begun is None:
         raise RunError(f"the sweep in {path} had not begun; start it again without --resume")
-    base = resumed_settings(first, given)
-    held = [part for part in base.budget if part != budgets[0]]
+    base = resumed_settings(path / folder_of(begun), given)
+    held = [part for part in base.budget if part != begun]
     _run_all(path, {budget: replace(base, budget=(*held, budget)) for budget in budgets}, display)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import search.job
 import search.run_sensitivity
 import search.start
 from amc.errors import BudgetError, Interrupted, UsageError
+from search import sweep
 from search.cli import main
+from search.display import Display
 from search.sweep import budgets_of, folder_of
 from tests.test_display import OWN
 
@@ -89,6 +92,15 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_in_the_comparison(folder, monk
     assert "--seed was 4" in capsys.readouterr().err
 
 
+def test_a_sweep_whose_first_budget_was_left_out_goes_on_from_another(folder, monkeypatch):
+    assert main([*WORDS, "--sweep", "flops=0.7,0.5", "--out", "runs", "--quiet"]) == 0
+    shutil.rmtree("runs/flops-0.7")
+    started = []
+    monkeypatch.setattr(search.job, "run_job", lambda settings, **options: started.append(settings.budget))
+    sweep.go_on(Path("runs"), {}, Display(quiet=True))
+    assert started == [("params=0.9", "flops=0.7"), ("params=0.9", "flops=0.5")]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -100,6 +112,9 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_in_the_comparison(folder, monk
         (["--sweep", "params=0.7,0.5"], "limits `params` 2 times"),
         (["--sweep", "flops=0.7", "--dry-run"], "nothing to --sweep"),
         (["--sweep", "flops=0.7", "--resume", "--out", "x"], "leave --sweep out"),
+        (["--sweep", "flops=0.7,0.5", "--storage", "postgresql://x@localhost/y"], "each budget needs a study"),
+        (["--sweep", "flops=0.7,0.5", "--augment", "bogus"], "bogus"),
+        (["--sweep", "flops=0.7,0.5", "--warm-start", "nowhere", "--out", "a/b"], "no policy file"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_written(folder, words, says, capsys):
