@@ -70,7 +70,8 @@ def resumed_settings(path: Path, given: Mapping[str, Any]) -> Settings:
 
 
 def _unchangeable(name: str, old: Any, new: Any, way_out: str) -> UsageError:
-    was, becomes = ("unlimited" if value is None else repr(value) for value in (old, new))
+    none = "unlimited" if name in ("trials", "time_limit") else "not set"
+    was, becomes = (none if value is None else repr(value) for value in (old, new))
     return UsageError(f"--{name.replace('_', '-')} was {was} and can't become {becomes} in a resumed run; {way_out}")
 
 

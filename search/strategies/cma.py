@@ -33,7 +33,7 @@ class CmaSampler(WidthSampler):
         if self._free:
             dimensions = len(self._free)
             bounds = np.tile([0.0, 1.0], (dimensions, 1))
-            self._optimizer = CMA(np.full(dimensions, 0.5), 1 / 6, bounds=bounds, seed=seed)
+            self._optimizer = CMA(np.full(dimensions, 0.5), 1 / 6, bounds=bounds, seed=derive(seed))
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """Learns from every finished trial that it has not seen, then draws from the current distribution."""
