@@ -156,11 +156,20 @@ class Tracer(TorchDispatchMode):
         source = self.source(weight)
         if source.name is not None:
             self.use(source.name, use)
-        if source.name is not None and source.whole:
-            self.record.macs[source.name] = self.record.macs.get(source.name, 0) + macs
-        else:
-            self.record.fixed_macs += macs
+        whole = source.name if source.whole else None
+        if whole is None:
             self.freeze([weight], f"the weight of {self.where()} is computed from others, or a part of one")
+        if self._recurrent():
+            return
+        if whole is None:
+            self.record.fixed_macs += macs
+        else:
+            self.record.macs[whole] = self.record.macs.get(whole, 0) + macs
+
+    def _recurrent(self) -> bool:
+        """Whether a recurrent layer runs: by its kind, dtype and device, one fused operation or many products."""
+        module = self.model.get_submodule(self.stack[-1]) if self.stack else None
+        return isinstance(module, nn.RNNBase | nn.RNNCellBase)
 
     def use(self, weight: str, use: WeightUse) -> None:
         """Note what a weight is first used for."""
@@ -172,6 +181,7 @@ class Tracer(TorchDispatchMode):
         """Run an operation and label its result."""
         kwargs = kwargs or {}
         packet = str(func.overloadpacket)
+        given = (self._before(args[0]), *args[1:]) if torch.Tag.inplace_view in func.tags else args
         masked = coupling_ops.MASKED.get(packet) if self.removed is not None else None
         out = masked(self, args, kwargs) if masked else None
         out = func(*args, **kwargs) if out is None else out
@@ -185,10 +195,16 @@ class Tracer(TorchDispatchMode):
             try:
                 if handler is None:
                     raise NotImplementedError
-                handler(self, args, kwargs, out)
+                handler(self, given, kwargs, out)
             except Exception:  # a call that the handler doesn't foresee costs channels, not the model
                 self.freeze(tensors, f"{packet.removeprefix('aten.')} in {self.where()} is not understood")
         return out
+
+    def _before(self, tensor: Tensor) -> Tensor:
+        """The tensor as it is before an operation that changes its shape in place (`squeeze_`), with its labels."""
+        alias = tensor.detach()
+        self._factors[alias] = self.factors(tensor)
+        return alias
 
     def _zero_over_zero(self, out: Any) -> None:
         """A removed channel's weight over its own norm is still removed: zero, not NaN."""

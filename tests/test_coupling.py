@@ -161,6 +161,8 @@ def test_what_needs_every_channel_is_frozen_and_says_so(use: object, words: str)
         F.logsigmoid,
         lambda x: x.unfold(3, 2, 1).sum(-1),
         lambda x: x.flip(3).roll(1, 2).repeat(1, 1, 2, 1),
+        lambda x: x.clone().squeeze_().swapaxes_(0, 2).unsqueeze_(0).transpose_(1, 3),
+        lambda x: x.clone().flatten(2)[0].t_().mT.unflatten(1, (6, 6))[None].squeeze_((2, 3)),
     ],
 )
 def test_what_treats_channels_alike_is_not_frozen(use: object) -> None:
@@ -304,6 +306,38 @@ def test_normalized_convolutions_are_counted(wrap: object) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), wrap(nn.Conv2d(8, 4, 3)), nn.Flatten(), nn.Linear(64, 2))  # type: ignore[operator]
     structure = trace(net.eval(), IMAGE)
     assert flops(structure)([g.channels for g in structure.groups]) == 36 * 8 * 27 + 16 * 4 * 72 + 128
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer or cell between a stem and a head."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.stem, self.recurrent, self.head = nn.Linear(4, 8), getattr(nn, kind)(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.recurrent(self.stem(x))
+        return self.head(y[0] if isinstance(y, tuple) else y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+def test_recurrent_layers_are_not_counted(kind: str, dtype: torch.dtype) -> None:
+    net = Recurrent(kind).to(dtype).eval()
+    assert trace(net, (torch.rand(5, 4, dtype=dtype),)).positions == {"stem.weight": 5, "head.weight": 5}
+
+
+def test_a_linear_layer_of_one_vector_is_understood() -> None:
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 6, bias=False), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(self.a(x[0]))).unsqueeze(0)
+
+    net, inputs = Vector().eval(), (torch.rand(1, 4),)
+    assert [g.name for g in verify(net, inputs, trace(net, inputs)).groups] == ["a", "b"]
 
 
 def test_union_find_merges_positions_and_rows() -> None:
