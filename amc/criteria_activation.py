@@ -52,7 +52,7 @@ def wanda(evidence: Evidence) -> Members:
     """`|weight| * ||input||`, summed over a unit's weights in its reader (Sun et al., ICLR 2024, section 3)."""
     members: dict[str, list[Tensor]] = {}
     for group, part, moments in _watched(evidence):
-        weight = rows_of(part, evidence.tensors[part.tensor]).double().abs().sum(1)  # (m,), by unit
+        weight = rows_of(part, evidence.tensor(part)).double().abs().sum(1)  # (m,), by unit
         norm = moments.square.sqrt()[part.index[by_unit_order(part)]]
         members.setdefault(group.name, []).append((weight * norm).reshape(group.channels, -1).sum(1))
     return members

@@ -28,7 +28,7 @@ from amc.errors import ModelError, UsageError
 from amc.forward import device_of, logits, to_device
 from amc.groups import Group, Slice, Structure
 from amc.registry import resolve, suggest
-from amc.roles import by_unit, evaluating, weight_role
+from amc.roles import by_unit, computed, evaluating, weights
 
 Members = Mapping[str, Sequence[Tensor]]
 Criterion = Callable[["Evidence"], Members]
@@ -152,11 +152,19 @@ class Evidence:
     def filters(self, group: Group) -> Iterator[Tensor]:
         """Of each layer that produces the group's channels, what belongs to each unit: `(channels, k)`, float64."""
         for part in self.parts(group, "out"):
-            yield by_unit(part, self.tensors[part.tensor], group.channels).double()
+            yield by_unit(part, self.tensor(part), group.channels).double()
 
     def parts(self, group: Group, role: str) -> list[Slice]:
-        """The group's slices of weights on their output axis (`role` "out") or input axis ("in")."""
-        return [part for part in group.slices if weight_role(self.model, self.structure, part) == role]
+        """The group's slices of weights on their output axis (`role` "out") or input axis ("in"), as layers use them.
+
+        A weight that its layer computes (weight norm, a pruning mask) comes in place of what it is computed from.
+        """
+        return [part for found, part in weights(self.model, self.structure, group) if found == role]
+
+    def tensor(self, part: Slice) -> Tensor:
+        """The tensor of a slice that `parts` gives, detached."""
+        known = self.tensors.get(part.tensor)
+        return computed(self.model, part.tensor) if known is None else known
 
     @property
     def batches(self) -> Sequence[tuple[Any, Any]]:

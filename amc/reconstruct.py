@@ -78,8 +78,10 @@ def gather(
         patches_per_image: positions sampled a layer and image (tokens for a linear layer), with replacement.
         seed: of that sample.
     """
-    layers = {name: owner(model, name) for name in readers(model, structure)}
-    layers = {name: layer for name, layer in layers.items() if _fits(layer)}
+    with evaluating(model):  # in which a spectral norm leaves its estimate as it is
+        layers = {name: owner(model, name) for name in readers(model, structure)}
+        dense = {name: _dense(layer) for name, layer in layers.items() if _fits(layer)}
+    layers = {name: layers[name] for name in dense}
     generators = {name: torch.Generator().manual_seed(derive(seed, "gather", name)) for name in layers}
     sums: dict[str, Tensor] = {}
     samples = dict.fromkeys(layers, 0)
@@ -95,19 +97,21 @@ def gather(
     with torch.inference_mode(), evaluating(model), watching(model, layers, see):
         for inputs, _ in batches:
             call(model, to_device(inputs, device))
-    return {
-        name: Gram(total.cpu().clone(), *_dense(layers[name]), samples=samples[name]) for name, total in sums.items()
-    }
+    return {name: Gram(total.cpu().clone(), *dense[name], samples=samples[name]) for name, total in sums.items()}
 
 
 def refit(slim_model: nn.Module, structure: Structure, grams: Grams, kept: Mapping[str, np.ndarray]) -> None:
     """Refits the readers of pruned groups in place; `kept` gives a group's kept units (all of them, if it is absent).
+
+    A layer that computes its weight anew each time (weight norm, a pruning mask) keeps it: a fit would not last there.
 
     Raises:
         ModelError: the slim model's layers don't have the shapes that `kept` says.
     """
     removed = _removed(structure, kept)
     for name, gram in grams.items():
+        if name not in structure.tensors:  # computed
+            continue
         layer = owner(slim_model, name)
         out = output_axis(layer)
         gone = removed.get((name, 1 - out), np.empty(0, np.int64))

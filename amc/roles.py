@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,21 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from amc.groups import Group, Slice, Structure
+
+
+def weights(model: nn.Module, structure: Structure, group: Group) -> list[tuple[str, Slice]]:
+    """The weights that make ("out") or read ("in") a group's channels, each once: its role and the group's slice of it.
+
+    Where a layer computes its weight from tensors that it holds (weight norm, a pruning mask), it is the computed
+    weight that is listed, not what it is computed from.
+    """
+    found: dict[tuple[str, int], tuple[str, Slice]] = {}
+    for part in group.slices:
+        role = weight_role(model, structure, part)
+        if role:
+            part = acting(model, structure, part)
+            found.setdefault((part.tensor, part.axis), (role, part))
+    return list(found.values())
 
 
 def weight_role(model: nn.Module, structure: Structure, part: Slice) -> str | None:
@@ -33,9 +49,40 @@ def weight_role(model: nn.Module, structure: Structure, part: Slice) -> str | No
     return "out" if part.axis == output_axis(module) else "in"
 
 
+def acting(model: nn.Module, structure: Structure, part: Slice) -> Slice:
+    """The same slice of the weight that the layer computes from this tensor and others; of this tensor, if it doesn't.
+
+    The computed weight goes by its name in the layer: `fc.weight`, for `fc.weight_v` as for
+    `fc.parametrizations.weight.original1`.
+    """
+    path, leaf = _place(part.tensor)
+    layer = model.get_submodule(path)
+    held = leaf in layer._parameters or leaf in layer._buffers
+    name = leaf.rpartition("_")[0] if held else leaf  # `weight_orig`, `weight_mask`: hooks set a plain `weight`
+    weight = vars(layer).get(name) if held else getattr(layer, name, None)
+    shape = structure.tensors[part.tensor].shape
+    fits = isinstance(weight, Tensor) and weight.dim() == len(shape) and weight.shape[part.axis] == shape[part.axis]
+    return replace(part, tensor=f"{path}.{name}".lstrip(".")) if fits else part
+
+
+def computed(model: nn.Module, weight: str) -> Tensor:
+    """A weight that its layer computes, by the name that `acting` gives it, detached."""
+    path, leaf = _place(weight)
+    return getattr(model.get_submodule(path), leaf).detach()
+
+
 def owner(model: nn.Module, tensor: str) -> nn.Module:
-    """The module that holds a state-dict name."""
-    return model.get_submodule(tensor.rpartition(".")[0])
+    """The module that holds a state-dict name; of a parametrization's tensors, the module that is parametrized."""
+    return model.get_submodule(_place(tensor)[0])
+
+
+def _place(tensor: str) -> tuple[str, str]:
+    """Path of the module that a name belongs to, and the attribute there."""
+    path, parametrized, rest = f".{tensor}".partition(".parametrizations.")
+    if parametrized:  # a.parametrizations.weight.original1 belongs to a's weight
+        return path[1:], rest.partition(".")[0]
+    path, _, leaf = tensor.rpartition(".")
+    return path, leaf
 
 
 def output_axis(module: nn.Module) -> int:
@@ -45,7 +92,7 @@ def output_axis(module: nn.Module) -> int:
 
 def is_transposed_linear(module: nn.Module) -> bool:
     """Whether it is transformers' linear layer with weight `(in, out)`; named, since that package may be missing."""
-    return type(module).__name__ == "Conv1D"
+    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)  # a parametrized layer is a subclass
 
 
 def rows_of(part: Slice, tensor: Tensor) -> Tensor:
@@ -74,14 +121,15 @@ Readers = dict[str, list[tuple[Group, Slice]]]
 def readers(model: nn.Module, structure: Structure) -> Readers:
     """Weights of layers that read channels of groups -> those groups, with their slices of the weight's input axis.
 
-    Only convolutions and linear layers are listed; what reads through a raw parameter can't be watched.
+    Names and slices are as `weights` gives them. Only the `weight` of convolutions and linear layers is listed; what
+    reads through a raw parameter can't be watched.
     """
     found: Readers = {}
     for group in structure.groups:
-        for part in group.slices:
+        for role, part in weights(model, structure, group):
             layer = owner(model, part.tensor)
             watchable = isinstance(layer, _ConvNd | nn.Linear) or is_transposed_linear(layer)
-            if watchable and weight_role(model, structure, part) == "in":
+            if role == "in" and watchable and _place(part.tensor)[1] == "weight":
                 found.setdefault(part.tensor, []).append((group, part))
     return found
 
