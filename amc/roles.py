@@ -8,6 +8,7 @@ linear layer, heads into an output projection.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -145,14 +146,18 @@ def watching(
 ) -> Iterator[None]:
     """Shows `see(weight's name, layer, input)` whatever the layers of these weights are given; it may replace it."""
 
-    def hook(tensor: str) -> Callable[[nn.Module, Any], Any]:
-        def before(layer: nn.Module, given: Any) -> Any:
-            replaced = see(tensor, layer, given[0])
-            return None if replaced is None else (replaced, *given[1:])
+    def hook(tensor: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def before(layer: nn.Module, args: Any, named: Any) -> Any:
+            if args:
+                replaced = see(tensor, layer, args[0])
+                return None if replaced is None else ((replaced, *args[1:]), named)
+            name = next(iter(inspect.signature(layer.forward).parameters))  # it was called by keyword
+            replaced = see(tensor, layer, named[name])
+            return None if replaced is None else (args, {**named, name: replaced})
 
         return before
 
-    handles = [owner(model, tensor).register_forward_pre_hook(hook(tensor)) for tensor in tensors]
+    handles = [owner(model, tensor).register_forward_pre_hook(hook(tensor), with_kwargs=True) for tensor in tensors]
     try:
         yield
     finally:

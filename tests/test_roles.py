@@ -146,3 +146,29 @@ def test_a_computed_weight_is_not_refitted(way: str):
     refit(slimmed, structure, grams, kept)
     torch.testing.assert_close(slimmed.state_dict(), before, rtol=0, atol=0)
     assert slimmed(torch.randn(2, 2, 6, 6)).shape == (2, 3)
+
+
+class ByKeyword(nn.Module):
+    """Calls its layers by keyword, or by position."""
+
+    def __init__(self, keyword: bool) -> None:
+        super().__init__()
+        self.keyword = keyword
+        self.first, self.up, self.last = nn.Conv1d(2, 6, 3), nn.ConvTranspose1d(6, 4, 2), nn.Conv1d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = self.up(output_size=[7], input=x) if self.keyword else self.up(x, [7])
+        return self.last(input=x.relu()).mean(2) if self.keyword else self.last(x.relu()).mean(2)
+
+
+def test_a_layer_called_by_keyword_is_watched_as_any_other():
+    torch.manual_seed(0)
+    plain, keyword = ByKeyword(False).eval(), ByKeyword(True).eval()
+    keyword.load_state_dict(plain.state_dict())
+    batches = [(torch.randn(8, 2, 8), torch.randint(0, 3, (8,)))]
+    structure = trace(plain, (torch.randn(1, 2, 8),))
+    for criterion in ("wanda", "taylor", "thinet"):
+        expected = importance(plain, structure, criterion, batches=batches)
+        found = importance(keyword, structure, criterion, batches=batches)
+        np.testing.assert_equal(found, expected, err_msg=criterion)
