@@ -114,6 +114,9 @@ def train(
             )
         optimizer.zero_grad(set_to_none=True)
         value.backward()
+        for parameter in parameters:  # of an embedding with sparse=True: momentum and weight decay move every row
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
         optimizer.step()
         schedule.step()
         if progress:

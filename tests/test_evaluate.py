@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -64,6 +66,47 @@ def test_a_model_without_trainable_parameters_is_left_as_it_is(caplog):
     model = net().requires_grad_(False)
     finetune(model, Examples(64), steps=3)
     assert "requires a gradient" in caplog.text
+
+
+class Words(nn.Module):
+    """A bag of words, which two embeddings read."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(20, 6, sparse=sparse)
+        self.bag = nn.EmbeddingBag(20, 6, sparse=sparse)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.words(x).mean(1) + self.bag(x))
+
+
+def test_sparse_embeddings_are_trained_as_dense_ones_are():
+    words = torch.arange(32).view(8, 4) % 7  # most rows have no gradient, and still decay
+    batches = [(words, torch.arange(8) % 3)] * 4
+    sparse, dense = Words(sparse=True), Words(sparse=False)
+    for model in (sparse, dense):
+        train(model, batches, steps=4, lr=0.1, weight_decay=0.1)
+    torch.testing.assert_close(sparse.state_dict(), dense.state_dict())
+
+
+class Deep(nn.Module):
+    """Returns more than its logits in training, as models with auxiliary heads do."""
+
+    def __init__(self, kind: Callable | None) -> None:
+        super().__init__()
+        self.kind, self.body = kind, net()
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.kind(x, x * float("nan")) if self.kind and self.training else x
+
+
+@pytest.mark.parametrize("kind", [lambda *outputs: outputs, namedtuple("Outputs", "logits aux")])
+def test_a_model_with_more_outputs_in_training_is_trained_by_its_logits(kind):
+    losses = [train(Deep(k), draw(Examples(64), 3, batch=16), steps=3, lr=0.1) for k in (kind, None)]
+    assert losses[0] == losses[1]
 
 
 def test_a_data_set_smaller_than_a_batch_is_one_batch():
