@@ -21,7 +21,7 @@ from amc.errors import ModelError, UsageError
 from amc.forward import Inputs
 from amc.groups import Frozen, Group, Layer, Slice, Structure, TensorInfo
 from amc.record import Axis, Record, WeightUse
-from amc.tracer import Tracer
+from amc.tracer import Tracer, state_names
 
 LEAVES = frozenset(("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias"))
 """Names of parameters that are better known by their module."""
@@ -62,13 +62,12 @@ def trace(
 def tensor_infos(model: nn.Module) -> dict[str, TensorInfo]:
     """What the model's state dict holds, each tensor once."""
     infos: dict[str, TensorInfo] = {}
-    seen: set[int] = set()
+    names = state_names(model)
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor) or id(tensor) in seen:
+        if not isinstance(tensor, Tensor) or names[id(tensor)] != name:
             continue
         if isinstance(tensor, nn.parameter.UninitializedParameter):
             raise ModelError(f"`{name}` has no shape yet (a lazy module); run the model once before it is pruned")
-        seen.add(id(tensor))
         dtype = str(tensor.dtype).removeprefix("torch.")
         infos[name] = TensorInfo(tuple(tensor.shape), dtype, isinstance(tensor, nn.Parameter))
     return infos

@@ -27,6 +27,7 @@ from amc.errors import ModelError
 from amc.forward import Inputs, call
 from amc.groups import Frozen, Group, Slice, Structure
 from amc.tracer import Tracer, describe, evaluating, flatten, refreshed
+from amc.weights import identity
 
 Kept = Mapping[str, np.ndarray]
 """Group name -> `(width,)` the units that stay. A group that is not named stays whole."""
@@ -45,16 +46,14 @@ def slim(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
     """
     state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     stays = _stays(structure, kept)
-    memo: dict[int, object] = {}
-    changed: set[str] = set()
+    memo: dict[int, Any] = {}
     for name, cuts in _plan(structure).items():
         cuts = [(group, cut) for group, cut in cuts if group.name in stays]
         if cuts:
-            changed.add(name)
             memo[id(state[name])] = _like(state[name], _sliced(state[name], cuts, stays))
-    touched = [name for name, tensor in state.items() if id(tensor) in memo]
     result = _copied(model, memo)
-    for module in {name.rpartition(".")[0] for name in touched}:
+    smaller = [n for n, t in result.state_dict(keep_vars=True).items() if n in state and t.shape != state[n].shape]
+    for module in {name.rpartition(".")[0] for name in smaller}:
         attributes.update(result.get_submodule(module))
     for group in structure.groups:
         if group.kind == "head" and group.name in stays:
@@ -67,7 +66,7 @@ def masked(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
     """A copy of the dense model in which everything that `slim` would remove is zero."""
     state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     stays = _stays(structure, kept)
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     for name, cuts in _plan(structure).items():
         cuts = [(group, cut) for group, cut in cuts if group.name in stays]
         if cuts:
@@ -102,7 +101,7 @@ def _without_zeros(model: nn.Module) -> nn.Module:
     if not zero:
         return model
     generator = torch.Generator().manual_seed(0)
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     for tensor in zero:
         drawn = 0.1 * torch.randn(tensor.shape, generator=generator)
         memo[id(tensor)] = _like(tensor, drawn.to(tensor))
@@ -164,7 +163,11 @@ def difference(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kep
 def _difference_in_double(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kept, error: float) -> float:
     """`difference` without rounding; `error` where the model insists on a precision of its own."""
     try:
-        return difference(_copied(model, {}).double(), _in_double(inputs), structure, kept)
+        state = [
+            t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor) and t.is_floating_point()
+        ]
+        double = _copied(model, {id(t): _like(t, t.detach().double()) for t in state}).double()
+        return difference(double, _in_double(inputs), structure, kept)
     except ModelError:
         return error
 
@@ -320,7 +323,8 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
     return new
 
 
-def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    _share(model, memo)
     for module in model.modules():  # a weight computed by a hook, with its graph
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
@@ -331,6 +335,18 @@ def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
         raise ModelError(
             f"the model can't be copied: {describe(error)}; remove what it keeps beside parameters and buffers"
         ) from error
+
+
+def _share(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Tensors that share their memory alone (`a.weight.data = b.weight.data`) share it in the copy, too."""
+    first: dict[tuple[Any, ...], Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            original = first.setdefault(identity(name, tensor), tensor)
+            if original is not tensor:
+                if id(original) not in memo:
+                    memo[id(original)] = _like(original, original.detach().clone())
+                memo[id(tensor)] = _like(tensor, memo[id(original)].detach())
 
 
 def _update_heads(model: nn.Module, structure: Structure, group: Group, kept: int) -> None:

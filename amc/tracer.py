@@ -25,6 +25,7 @@ from amc.errors import ModelError
 from amc.forward import Inputs, call
 from amc.labels import Factors, Operand, along, support
 from amc.record import Axis, Record, Source, WeightUse
+from amc.weights import identity
 
 OUTPUT = "its channels are the model's output"
 
@@ -51,11 +52,12 @@ def flatten(value: Any, inside: tuple[int, ...] = ()) -> Iterator[Tensor]:
 
 
 def state_names(model: nn.Module) -> dict[int, str]:
-    """id of each parameter and persistent buffer -> its first state-dict name."""
+    """id of each parameter and persistent buffer -> the first state-dict name of its memory."""
     names: dict[int, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
-            names.setdefault(id(tensor), name)
+            names.setdefault(id(tensor), first.setdefault(identity(name, tensor), name))
     return names
 
 
@@ -74,6 +76,7 @@ class Tracer(TorchDispatchMode):
         self.removed = removed
         self.stack: list[str] = []
         self._names = state_names(model)
+        self._met: dict[str, Factors] = {}
         self._factors = WeakTensorKeyDictionary()
         self._source = WeakTensorKeyDictionary()
         self._statistic = WeakTensorKeyDictionary()
@@ -228,6 +231,8 @@ class Tracer(TorchDispatchMode):
             self.labels.freeze(mark, f"{self.where()} uses a mean over them, which changes with their number")
 
     def _meet_parameter(self, name: str, tensor: Tensor) -> Factors:
+        if name in self._met:
+            return self._met[name]
         factors = []
         for axis, size in enumerate(tensor.shape):
             if size > 1:
@@ -238,7 +243,8 @@ class Tracer(TorchDispatchMode):
                 if mask is not None and len(mask) == size:
                     self.gone(labels)
                     self._gone[labels] = mask
-        return tuple(factors)
+        self._met[name] = tuple(factors)
+        return self._met[name]
 
     def run(self, inputs: Inputs) -> Record:
         """One forward pass in evaluation mode, without gradients; the model is left as it was.

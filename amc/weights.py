@@ -62,16 +62,16 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     tensors = {}
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
-            key = _identity(name, tensor)
+            key = identity(name, tensor)
             if key not in seen:
                 seen.add(key)
                 tensors[name] = tensor
     return tensors
 
 
-def _identity(name: str, tensor: Tensor) -> tuple[Any, ...]:
-    """Equal for tensors that are the same memory."""
-    if tensor.numel() == 0 or tensor.device.type == "meta":
+def identity(name: str, tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same memory, be they one object or not."""
+    if nn.parameter.is_lazy(tensor) or tensor.numel() == 0 or tensor.device.type == "meta":
         return (name,)
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
@@ -148,7 +148,7 @@ def _complete(state: dict[str, Tensor], own: Mapping[str, Any]) -> None:
     names: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in own.items():
         if isinstance(tensor, Tensor):
-            names.setdefault(_identity(name, tensor), []).append(name)
+            names.setdefault(identity(name, tensor), []).append(name)
     for tied in names.values():
         given = next((name for name in tied if name in state), None)
         for name in tied:

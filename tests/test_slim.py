@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amc.cost import params, size
 from amc.coupling import trace
 from amc.errors import ModelError
 from amc.slim import difference, random_half, slim, smallest_step, verify
+from amc.weights import own_tensors, safetensors_size
 from tests.topologies import build
 
 
@@ -233,3 +235,22 @@ def test_tied_weights_are_slimmed_in_both_places() -> None:
     small = slim(net, structure, halves(structure))
     assert small.o.weight is small.e.weight
     assert small.a.weight.shape == (2, 3)
+
+
+def test_weights_that_share_their_memory_alone_are_tied() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 3)
+    ).eval()
+    net[3].weight.data = net[1].weight.data
+    inputs = (torch.randn(1, 3, 8, 8),)
+    structure = verify(net, inputs, trace(net, inputs))
+    assert {g.name: g.channels for g in structure.groups} == {"0": 6}
+    for kept in ({}, halves(structure)):
+        small = slim(net, structure, kept)
+        assert small[1].weight.data_ptr() == small[3].weight.data_ptr()
+        assert small[1].weight is not small[3].weight
+        widths = [len(kept.get(g.name, range(g.channels))) for g in structure.groups]
+        tensors = own_tensors(small)
+        assert params(structure)(widths) == sum(t.numel() for t in tensors.values())
+        assert size(structure)(widths) == safetensors_size({n: (t.shape, t.dtype) for n, t in tensors.items()})
+    assert (small[3].in_channels, small[3].out_channels) == (3, 3)
