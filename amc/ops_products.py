@@ -108,6 +108,8 @@ def _matmul(run: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Factors:
                 run.mark_input(factor)
     right_weight = run.is_weight(b)
     attention = not right_weight and not run.is_weight(a)
+    # `A @ B` of parameters makes a weight, and no positions; in `F.linear(A, B)`, B is transposed.
+    made = run.is_weight(a) and right_weight and not (run.source(b).whole and run.name(b) is None)
     wide_left = Operand(tuple(f[..., None] for f in left.factors), (*left.wide, False))
     wide_right = Operand(
         tuple(np.expand_dims(f, -3) for f in right.factors), (*right.wide[:-2], False, *right.wide[-2:])
@@ -120,12 +122,11 @@ def _matmul(run: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Factors:
         for factor in kept:
             if max(support(factor)) < ndim - 3:
                 run.labels.mark_heads(factor)
-    else:  # the positions of a weight are a constant of the structure
+    elif not made:  # the positions of a weight are a constant of the structure
         rows = set(range(ndim - 2)) if right_weight else {ndim - 1}
         rest = [run.labels.pin(f, rows, f"{run.where()} takes them for positions, not for channels") for f in kept]
         kept = tuple(f for f in rest if f is not None)
-    made = run.is_weight(a) and right_weight and not (run.source(b).whole and run.name(b) is None)
-    if not attention and not made:  # `A @ B` of parameters makes a weight; in `F.linear(A, B)`, B is transposed
+    if not attention and not made:
         outputs = b.shape[-1] if right_weight else a.shape[-2]
         out_axis = 1 if run.name(b) else 0
         use = WeightUse("linear", outputs, a.shape[-1], out.numel() // outputs, out_axis=out_axis)
@@ -150,6 +151,12 @@ def _mv(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     run.set_source(column, replace(run.source(args[1]), whole=False))
     factors = _matmul(run, args[0], column, out[:, None])
     run.set(out, [f.squeeze(-1) for f in factors])
+
+
+def _dot(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """Sum of the products of two vectors."""
+    run.labels.combine([run.operand(t) for t in args], 1, f"multiplies a tensor of fixed size in {run.where()}")
+    run.set(out, ())
 
 
 def _convolution(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
@@ -256,5 +263,6 @@ HANDLERS: dict[str, Handler] = table(
     (_mm, "mm bmm"),
     (_addmm, "addmm baddbmm"),
     (_mv, "mv"),
+    (_dot, "dot vdot"),
     (_convolution, "convolution"),
 )

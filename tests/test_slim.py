@@ -187,6 +187,16 @@ def test_weight_norm_and_norms_of_single_channels_are_slimmed() -> None:
     assert [g.channels for g in verify(net, inputs, trace(net, inputs)).groups] == [8]
 
 
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_spectral_norm_is_slimmed(wrap: object) -> None:
+    layers = [wrap(nn.Conv2d(3, 8, 3)), nn.ReLU(), wrap(nn.Conv2d(8, 6, 3)), nn.Flatten(), wrap(nn.Linear(96, 2))]  # type: ignore[operator]
+    net, inputs = nn.Sequential(*layers).eval(), (torch.randn(1, 3, 8, 8),)
+    structure = verify(net, inputs, trace(net, inputs))
+    assert [g.channels for g in structure.groups] == [8, 6]
+    small = slim(net, structure, halves(structure)).train()
+    small(torch.randn(2, 3, 8, 8)).sum().backward()
+
+
 def _old_weight_norm(module: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
