@@ -11,7 +11,7 @@ policies with the slim model in torch, and refuses where they differ; the caller
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import nn
 from amc.errors import ModelError
 from amc.export import export_bytes
 from amc.groups import Group, Slice, Structure
+from amc.tracer import describe, flatten
 from latency.origin import module_of
 from latency.session import open_session
 
@@ -44,14 +45,14 @@ def sliced(
     """
     from amc.slim import slim
 
-    slicer = Slicer(dense, structure, {name: value.detach().numpy() for name, value in model.state_dict().items()})
+    slicer = Slicer(dense, structure, {name: _array(value) for name, value in model.state_dict().items()})
     rng = np.random.default_rng(0)
     widths = [[group.floor for group in structure.groups]]
     widths += [[int(rng.choice(group.widths)) for group in structure.groups] for _ in range(2)]
     for policy in widths:
         kept = random_kept(structure, policy, rng)
         with torch.no_grad():
-            _prove(slicer(kept), slim(model, structure, kept).eval(), inputs)
+            _prove(slicer(kept), slim(model, structure, kept).eval().cpu(), inputs)
     return slicer
 
 
@@ -82,24 +83,29 @@ def _prove(file: bytes, slim: nn.Module, inputs: tuple[torch.Tensor, ...] | Mapp
         feeds = {name: _random_like(x) for name, x in inputs.items()}
         expected = slim(**feeds)
     else:
-        feeds = {value.name: _random_like(x) for value, x in zip(session.get_inputs(), inputs, strict=True)}
-        expected = slim(*feeds.values())
+        drawn = [_random_like(x) for x in inputs]
+        feeds = dict(zip((value.name for value in session.get_inputs()), drawn, strict=False))
+        expected = slim(*drawn)
     try:
-        found = session.run(None, {name: x.numpy() for name, x in feeds.items()})
+        found = session.run(None, {name: _array(x) for name, x in feeds.items()})
     except Exception as error:  # ONNX Runtime's own
-        raise ModelError(f"the dense ONNX file can't be sliced: {str(error).splitlines()[0][:200]}") from error
-    for ours, theirs in zip(found, _tensors(expected), strict=True):
-        if ours.shape != tuple(theirs.shape) or not np.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE):
-            raise ModelError("the dense ONNX file can't be sliced: its outputs are not those of the slim model")
+        raise ModelError(f"the dense ONNX file can't be sliced: {describe(error)[:200]}") from error
+    wanted = [_array(tensor) for tensor in flatten(expected)]
+    if len(found) != len(wanted) or not all(map(_close, found, wanted)):
+        raise ModelError("the dense ONNX file can't be sliced: its outputs are not those of the slim model")
 
 
-def _tensors(output: Any) -> Iterator[np.ndarray]:
-    """The tensors of a model's output, in order."""
-    if isinstance(output, torch.Tensor):
-        yield output.numpy()
-    elif isinstance(output, Mapping | Sequence):
-        for value in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(value)
+def _close(found: np.ndarray, wanted: np.ndarray) -> bool:
+    return found.shape == wanted.shape and np.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's values; as float32 where NumPy lacks their type, as it does bfloat16."""
+    tensor = tensor.detach().cpu()
+    try:
+        return tensor.numpy()
+    except TypeError:
+        return tensor.float().numpy()
 
 
 def _random_like(x: torch.Tensor) -> torch.Tensor:

@@ -195,6 +195,29 @@ def test_a_built_in_model_slices_to_what_it_exports_to(name, tmp_path):
     assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+class HalfBuffer(Net):
+    """Holds one tensor of a type that NumPy lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.bfloat16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale.float()
+
+
+def test_a_type_that_numpy_lacks_is_sliced_too(tmp_path):
+    torch.manual_seed(0)
+    net = HalfBuffer().eval()
+    traced = trace(net, (X[:1],))
+    slicer = sliced(net, traced, (X[:1],), exported(net, tmp_path))
+    kept = first_kept(traced, [group.floor for group in traced.groups])
+    found = open_session(slicer(kept)).run(None, {"x": X.numpy()})[0]
+    with torch.no_grad():
+        expected = slim(net, traced, kept).eval()(X).numpy()
+    assert np.abs(found - expected).max() < 1e-5
+
+
 def test_what_can_not_be_sliced_is_exported(tmp_path):
     torch.manual_seed(0)
     net = Normalized().eval()
