@@ -45,6 +45,8 @@ WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "weight_norm of inputs": lambda layer: parametrizations.weight_norm(layer, dim=1),
     "old weight_norm": old_weight_norm,
     "mask": pruned,
+    "spectral_norm": parametrizations.spectral_norm,
+    "old spectral_norm": lambda layer: nn.utils.spectral_norm(layer),
     "parametrization": lambda layer: register_parametrization(layer, "weight", Doubled()),
 }
 
