@@ -1,4 +1,4 @@
-"""Finds a model's channel groups: runs it once on channel labels and collects what has to leave together.
+"""Finds a model's channel groups: runs it on channel labels and collects what has to leave together.
 
 The idea of a group is DepGraph's (Fang et al., CVPR 2023); how it is found is not. Instead of rules for pairs of
 layers, exact labels travel through the forward pass (`amc.tracer`), so that concatenations, splits, shuffles, padded
@@ -8,6 +8,7 @@ shortcuts and attention need no rules of their own. What labels can't follow is 
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,9 @@ from amc.forward import Inputs
 from amc.groups import Frozen, Group, Layer, Slice, Structure, TensorInfo
 from amc.record import Axis, Record, WeightUse
 from amc.tracer import Tracer, state_names
+from amc.weights import some
+
+log = logging.getLogger("amc")
 
 LEAVES = frozenset(("weight", "bias", "running_mean", "running_var", "in_proj_weight", "in_proj_bias"))
 """Names of parameters that are better known by their module."""
@@ -36,7 +40,9 @@ def trace(
     round_to: int = 1,
     min_keep: float = 0.0,
 ) -> Structure:
-    """The groups of a model, by running it once (evaluation mode, nothing of it is changed).
+    """The groups of a model, by running it in evaluation mode (nothing of it is changed).
+
+    Where that leaves parameters out, it is run in training mode and on random inputs, too.
 
     inputs: example inputs of batch 1: a tensor, a tuple, or a mapping of keyword arguments.
     exclude, only: shell patterns on names of groups and of the modules that make their channels (`layer1.*`), or, with
@@ -50,13 +56,30 @@ def trace(
     """
     if round_to < 1 or not 0 <= min_keep <= 1:
         raise UsageError(f"round_to={round_to} must be at least 1 and min_keep={min_keep} in [0, 1]")
-    record = Tracer(model, None).run(inputs)
+    tracer = Tracer(model, None)
+    record = tracer.run(inputs)
     tensors = tensor_infos(model)
+    unreached = _reach(tracer, inputs)
     groups, frozen = collect(record, tensors)
     groups, frozen = _select(groups, frozen, exclude, only)
     groups, frozen = _set_widths(groups, frozen, round_to, min_keep)
     positions = {n: record.macs[n] // math.prod(info.shape) for n, info in tensors.items() if n in record.macs}
-    return Structure(tuple(groups), tuple(frozen), tensors, positions, record.fixed_macs)
+    return Structure(tuple(groups), tuple(frozen), tensors, positions, record.fixed_macs, unreached)
+
+
+def _reach(tracer: Tracer, inputs: Inputs) -> tuple[str, ...]:
+    """Parameters that only further passes reach; a warning names those that none does."""
+    first = tracer.unmet()
+    if first:
+        tracer.reach(inputs)
+    never = tracer.unmet()
+    if never:
+        log.warning(
+            "no run of the model used %s: these keep their size, and fail if ever they meet pruned channels; "
+            "give example inputs that reach them, or exclude the groups before them",
+            some(sorted(never)),
+        )
+    return tuple(sorted(first - never))
 
 
 def tensor_infos(model: nn.Module) -> dict[str, TensorInfo]:

@@ -6,7 +6,7 @@ whose first element is it, or an object or dict with `logits`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,38 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(inputs)
+
+
+def random_batch(inputs: Inputs, count: int = 16) -> Any:
+    """`count` random examples like the one given: normal numbers, and integers in the range of the example's.
+
+    A tensor whose first axis is not that of the examples (as long as that of the first tensor) stays as it is.
+    """
+    generator = torch.Generator().manual_seed(0)
+    first = next(iter(_tensors(inputs)), None)
+
+    def drawn(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: drawn(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(drawn(item) for item in value)
+        if not isinstance(value, Tensor) or first is None or value.shape[:1] != first.shape[:1] or not value.numel():
+            return value
+        shape = (count, *value.shape[1:])
+        if value.is_floating_point() or value.is_complex():
+            return torch.randn(shape, generator=generator, dtype=value.dtype).to(value.device)
+        low, high = int(value.min()), int(value.max())
+        return torch.randint(low, high + 1, shape, generator=generator).to(value)
+
+    return drawn(inputs)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
 def logits(output: Any) -> Tensor:

@@ -122,6 +122,8 @@ class Structure:
         products with a weight matrix are listed.
     fixed_macs: multiply-accumulates at batch 1 that no policy changes: of products whose weight is computed from
         others, or is a part of one. Their channels are frozen.
+    unreached: parameters that the example inputs don't reach in evaluation mode, but training or other inputs do: of
+        auxiliary heads, of experts. They are sliced like others, and cost no multiply-accumulates.
     """
 
     groups: tuple[Group, ...]
@@ -129,3 +131,4 @@ class Structure:
     tensors: Mapping[str, TensorInfo]
     positions: Mapping[str, int]
     fixed_macs: int = 0
+    unreached: tuple[str, ...] = ()

@@ -6,7 +6,8 @@ modules.
 
 `verify` tries the removal before anyone relies on it (DESIGN 8). Three removals are tried: the smallest step, a random
 half of every group, and the other half. For each, the slim model must run, and agree with the dense model in which the
-removed channels are zero and left out of statistics that span channels.
+removed channels are zero and left out of statistics that span channels. Where the dense model runs in training mode on
+examples alone, the slim one has to.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,10 @@ from torch import Tensor, nn
 
 from amc import attributes
 from amc.errors import ModelError
-from amc.forward import Inputs, call
+from amc.forward import Inputs, call, random_batch
 from amc.groups import Frozen, Group, Slice, Structure
-from amc.tracer import Tracer, describe, evaluating, flatten, refreshed
+from amc.modes import evaluating, refreshed
+from amc.tracer import Tracer, describe, flatten
 from amc.weights import identity
 
 Kept = Mapping[str, np.ndarray]
@@ -87,9 +90,12 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure) -> Structure:
     good = list(structure.groups)
     frozen = list(structure.frozen)
     halves = {group.name: random_half(group, generator) for group in good}
-    for choose in (smallest_step, lambda group: halves[group.name], lambda group: _others(group, halves[group.name])):
-        kept = {group.name: choose(group) for group in good}
-        bad = _failing(model, inputs, structure, good, kept)
+    half, other = (lambda group: halves[group.name]), (lambda group: _others(group, halves[group.name]))
+    agrees, trains = _agrees(model, inputs, structure), _trains(model, inputs, structure)
+    trials = [(check, choose) for choose in (smallest_step, half, other) for check in agrees]
+    trials += [(check, half) for check in trains]
+    for check, choose in trials:
+        bad = _failing(check, good, {group.name: choose(group) for group in good})
         frozen += [Frozen(name, reason) for name, reason in bad.items()]
         good = [group for group in good if group.name not in bad]
     return replace(structure, groups=tuple(good), frozen=tuple(frozen))
@@ -180,34 +186,73 @@ def _in_double(value: Any) -> Any:
     return tuple(_in_double(item) for item in value) if isinstance(value, (tuple, list)) else value
 
 
-def _failing(
-    model: nn.Module, inputs: Inputs, structure: Structure, groups: Sequence[Group], kept: Kept
-) -> dict[str, str]:
+Check = Callable[[Kept], str]
+"""What is wrong with the slim model of these units, or nothing."""
+
+
+def _agrees(model: nn.Module, inputs: Inputs, structure: Structure) -> list[Check]:
+    """A slim model computes what the dense one does: on the example, and on a batch that goes where that doesn't."""
+    examples = [inputs]
+    if structure.unreached:
+        batch = random_batch(inputs)
+        examples += [] if _problem(lambda: Tracer(model).run(batch)) else [batch]
+    return [partial(_disagreement, model, example, structure) for example in examples]
+
+
+def _trains(model: nn.Module, inputs: Inputs, structure: Structure) -> list[Check]:
+    """A slim model runs in training mode, if the dense one does on examples alone."""
+    pair = random_batch(inputs, 2)  # batch norm asks for more than one
+    if _problem(lambda: _train_once(_copied(model, {}), pair)):
+        return []
+    return [lambda kept: _problem(lambda: _train_once(slim(model, structure, kept), pair))]
+
+
+def _problem(attempt: Callable[[], object]) -> str:
+    """What a ModelError says; nothing where there is none."""
+    try:
+        attempt()
+    except ModelError as problem:
+        return str(problem)
+    return ""
+
+
+def _train_once(model: nn.Module, inputs: Inputs) -> None:
+    """One forward pass in training mode; statistics and random state are the copy's own."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        _run(model.train(), inputs, "slimmed and in training mode")
+
+
+def _disagreement(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kept) -> str:
+    """How the slim model's output is wrong."""
+    try:
+        error = difference(model, inputs, structure, kept)
+    except ModelError as problem:
+        return str(problem)
+    if TOLERANCE < error < 0.1:  # rounding, perhaps: a wrong coupling stays wrong in double precision
+        error = _difference_in_double(model, inputs, structure, kept, error)
+    return "" if error <= TOLERANCE else f"slimmed, the model's output is wrong (by {error:.1e} of its range)"
+
+
+def _failing(check: Check, groups: Sequence[Group], kept: Kept) -> dict[str, str]:
     """The groups that fail, by bisection, and why."""
     if not groups:
         return {}
-    try:
-        tried = {group.name: kept[group.name] for group in groups}
-        error = difference(model, inputs, structure, tried)
-        if TOLERANCE < error < 0.1:  # rounding, perhaps: a wrong coupling stays wrong in double precision
-            error = _difference_in_double(model, inputs, structure, tried, error)
-        reason = "" if error <= TOLERANCE else f"slimmed, the model's output is wrong (by {error:.1e} of its range)"
-    except ModelError as problem:
-        reason = str(problem)
+    reason = check({group.name: kept[group.name] for group in groups})
     if not reason:
         return {}
     if len(groups) == 1:
         return {groups[0].name: reason}
     half = len(groups) // 2
-    bad = _failing(model, inputs, structure, groups[:half], kept)
-    bad |= _failing(model, inputs, structure, groups[half:], kept)
+    bad = _failing(check, groups[:half], kept)
+    bad |= _failing(check, groups[half:], kept)
     if not bad:  # each half works without the other: none of them is safe beside the rest
         return {group.name: f"together with other groups: {reason}" for group in groups}
     rest = [group for group in groups if group.name not in bad]
-    return bad | (_failing(model, inputs, structure, rest, kept) if len(rest) > half else {})
+    return bad | (_failing(check, rest, kept) if len(rest) > half else {})
 
 
-def _run(model: nn.Module, inputs: Inputs) -> object:
+def _run(model: nn.Module, inputs: Inputs, how: str = "slimmed") -> object:
     running: list[str] = []
     handles = []
     for name, module in model.named_modules():
@@ -217,7 +262,7 @@ def _run(model: nn.Module, inputs: Inputs) -> object:
         return call(model, inputs)
     except Exception as error:
         where = f"`{running[-1]}`" if running and running[-1] else "its forward"
-        raise ModelError(f"slimmed, the model fails in {where}: {describe(error)}") from error
+        raise ModelError(f"{how}, the model fails in {where}: {describe(error)}") from error
     finally:
         for handle in handles:
             handle.remove()

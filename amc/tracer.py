@@ -1,4 +1,4 @@
-"""Runs a model once and keeps the channel labels of every tensor it makes.
+"""Runs a model and keeps the channel labels of every tensor it makes.
 
 A `TorchDispatchMode` sees each low-level operation after PyTorch took apart the composite ones, so a handler for some
 eighty operations covers what users write, whatever modules they write it in. The handlers are one plain dict in
@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from amc import coupling_ops
 from amc.errors import ModelError
-from amc.forward import Inputs, call
+from amc.forward import Inputs, call, random_batch
 from amc.labels import Factors, Operand, along, support
+from amc.modes import branching, evaluating
 from amc.record import Axis, Record, Source, WeightUse
 from amc.weights import identity
 
@@ -62,7 +62,7 @@ def state_names(model: nn.Module) -> dict[int, str]:
 
 
 class Tracer(TorchDispatchMode):
-    """Labels every tensor of one forward run.
+    """Labels every tensor of a forward run.
 
     removed: `(tensor, axis)` -> mask of the positions to leave out of statistics that span channels. With it the run
         computes what a slim model should: a layer norm over the channels that are left.
@@ -75,6 +75,7 @@ class Tracer(TorchDispatchMode):
         self.labels = self.record.labels
         self.removed = removed
         self.stack: list[str] = []
+        self._counting = True
         self._names = state_names(model)
         self._met: dict[str, Factors] = {}
         self._factors = WeakTensorKeyDictionary()
@@ -162,7 +163,7 @@ class Tracer(TorchDispatchMode):
         whole = source.name if source.whole else None
         if whole is None:
             self.freeze([weight], f"the weight of {self.where()} is computed from others, or a part of one")
-        if self._recurrent():
+        if self._recurrent() or not self._counting:
             return
         if whole is None:
             self.record.fixed_macs += macs
@@ -252,6 +253,41 @@ class Tracer(TorchDispatchMode):
         Raises:
             ModelError: the forward raises; it names the innermost module that was running.
         """
+        self.record.output = self._pass(inputs, evaluating(self.model))
+        if not any(True for _ in flatten(self.record.output)):
+            raise ModelError(
+                f"the model returns no tensor (but {type(self.record.output).__name__}); return one, or a tuple, a "
+                "mapping or an object with attributes that holds one"
+            )
+        return self.record
+
+    def reach(self, inputs: Inputs) -> None:
+        """Passes that reach parameters that `run` didn't: in training mode, and on a batch of random inputs.
+
+        Nothing of these is counted, and channels that only they make stay: nothing else is known of them.
+        """
+        start, known = self.labels.size, set(self.record.axes)
+        self._counting = False
+        for given, mode in ((inputs, branching), (random_batch(inputs), evaluating)):
+            scout = Tracer(self.model)
+            try:
+                scout._pass(given, mode(self.model))
+            except ModelError:  # training wants targets, the batch is fixed …
+                continue
+            if not self.unmet() <= scout.unmet():
+                self._pass(given, mode(self.model))
+        for key, axis in self.record.axes.items():
+            if key not in known:
+                roots = self.labels.find(axis.labels)
+                self.labels.freeze(roots[roots >= start], "the example inputs don't reach them in evaluation mode")
+
+    def unmet(self) -> frozenset[str]:
+        """Parameters that no operation was given."""
+        names = (self._names.get(id(p)) for p in self.model.parameters() if p.numel())
+        return frozenset(name for name in names if name is not None and name not in self._met)
+
+    def _pass(self, inputs: Inputs, mode: AbstractContextManager[None]) -> Any:
+        """The model's output in a mode; its labels are frozen."""
         handles = []
         for name, module in self.model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
@@ -261,8 +297,8 @@ class Tracer(TorchDispatchMode):
         try:
             for tensor in flatten(inputs):
                 self._source[tensor] = Source(inputs=True)
-            with evaluating(self.model), self:
-                self.record.output = call(self.model, inputs)
+            with mode, self:
+                output = call(self.model, inputs)
         except Exception as error:
             raise ModelError(
                 f"the model's forward fails in {self.where()}: {describe(error)}; check that the model runs on inputs "
@@ -271,17 +307,11 @@ class Tracer(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
-        outputs = list(flatten(self.record.output))
-        if not outputs:
-            raise ModelError(
-                f"the model returns no tensor (but {type(self.record.output).__name__}); return one, or a tuple, a "
-                "mapping or an object with attributes that holds one"
-            )
-        for tensor in outputs:
+        for tensor in flatten(output):
             self.freeze([tensor], OUTPUT)
             for mark in self._statistic.get(tensor, []):
                 self.labels.freeze(mark, "the model returns a mean over them")
-        return self.record
+        return output
 
     def _enter(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, _: Any) -> None:
@@ -299,36 +329,6 @@ class Tracer(TorchDispatchMode):
 def describe(error: BaseException) -> str:
     """The first line of an error."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-
-
-def refreshed(model: nn.Module) -> None:
-    """Make modules forget what they computed from their weights for evaluation, as they do when training begins."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    for module, training in modes:
-        module.training = training
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, fused attention or random state left behind; restores each module's mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        torch.manual_seed(0)
-        torch.backends.mha.set_fastpath_enabled(False)
-        model.train()
-        model.eval()
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            model.train()  # a module that caches in evaluation mode forgets
-            for module, training in modes:
-                module.training = training
 
 
 def _arguments(args: tuple, kwargs: dict) -> Iterator[Tensor]:

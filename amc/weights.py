@@ -169,7 +169,7 @@ def _check(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any], titl
     ]
     if missing or unexpected or shaped:
         lists = (("lacks", missing), ("has beside them", unexpected), ("has in another shape", shaped))
-        said = "; ".join(f"it {verb} {_first(names)}" for verb, names in lists if names)
+        said = "; ".join(f"it {verb} {some(names)}" for verb, names in lists if names)
         raise ModelError(
             f"--weights {path} doesn't fit {title}: {said}. Check that --model (and --data, for the number of classes "
             "and input channels) is what the weights were trained as"
@@ -177,10 +177,11 @@ def _check(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any], titl
     floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
     bad = [name for name, tensor in floats.items() if bool(torch.isnan(tensor).any())]
     if bad:
-        raise ModelError(f"--weights {path} holds NaN in {_first(bad)}; the training that wrote it diverged")
+        raise ModelError(f"--weights {path} holds NaN in {some(bad)}; the training that wrote it diverged")
 
 
-def _first(names: Sequence[str], count: int = 4) -> str:
+def some(names: Sequence[str], count: int = 4) -> str:
+    """The first of many names."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
 
