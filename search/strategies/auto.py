@@ -26,8 +26,8 @@ class AutoSampler(MovingSampler):
     def follow(self, scored: list[Scored], known: set[Widths], rng: np.random.Generator) -> Widths:
         """The child with the highest expected improvement."""
         surrogate = Surrogate(self.problem, scored)
-        means, _ = surrogate.predict([one.widths for one in scored])
-        ranked = [scored[i].widths for i in np.argsort(-means)]
+        means, _ = surrogate.predict([one.widths for one in surrogate.kept])
+        ranked = [surrogate.kept[i].widths for i in np.argsort(-means)]
 
         def child() -> Widths:
             widths = ranked[min(int(rng.geometric(1 / PARENTS)) - 1, len(ranked) - 1)]

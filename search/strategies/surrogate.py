@@ -26,7 +26,10 @@ MOST = 300
 
 
 class Surrogate:
-    """The posterior after some scored policies; in units of the rewards' spread, higher is better."""
+    """The posterior after some scored policies; in units of the rewards' spread, higher is better.
+
+    kept: those of them that it rests on.
+    """
 
     def __init__(self, problem: Problem, scored: Sequence[Scored]) -> None:
         self._channels = np.array(problem.budget.dense, dtype=float)
@@ -34,9 +37,9 @@ class Surrogate:
         self._stage = np.zeros((len(self._channels), len(parts)))
         for s, part in enumerate(parts):
             self._stage[part, s] = 1 / len(part)
-        kept = _worth_keeping(scored)
-        self._seen = self.features([one.widths for one in kept])
-        rewards = np.array([one.reward for one in kept])
+        self.kept = _worth_keeping(scored)
+        self._seen = self.features([one.widths for one in self.kept])
+        rewards = np.array([one.reward for one in self.kept])
         # A policy that collapsed tells no more than one that is merely bad, and would flatten all others.
         middle, top = np.median(rewards), rewards.max()
         rewards = np.maximum(rewards, middle - 2 * (top - middle) - 1e-12)
