@@ -167,7 +167,7 @@ class Slicer:
         self._cuts = {name: found for name, found in cuts.items() if found}
         self._arrays = {name: arrays[name] for name in self._cuts}
         found = {cut.part.tensor for cuts in self._cuts.values() for cut in cuts}
-        for tensor in self._owners:
+        for tensor in self._owners.keys() - set(structure.unreached):  # of auxiliary heads, which aren't exported
             if tensor not in found and state[tensor].ndim > 1:  # vectors may have been folded into their neighbours
                 raise ModelError(f"the dense ONNX file can't be sliced: it has no trace of the weight `{tensor}`")
         _free_flatten(graph, arrays)

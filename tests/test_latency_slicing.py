@@ -206,9 +206,22 @@ class HalfBuffer(Net):
         return super().forward(x) * self.scale.float()
 
 
-def test_a_type_that_numpy_lacks_is_sliced_too(tmp_path):
+class Auxiliary(nn.Module):
+    """A head that only training uses, so that the file has none of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out, self.aux = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.body(x).relu().mean((2, 3))
+        return self.out(h) + self.aux(h) if self.training else self.out(h)
+
+
+@pytest.mark.parametrize("kind", [HalfBuffer, Auxiliary])
+def test_what_the_file_or_numpy_lacks_is_not_missed(kind, tmp_path):
     torch.manual_seed(0)
-    net = HalfBuffer().eval()
+    net = kind().eval()
     traced = trace(net, (X[:1],))
     slicer = sliced(net, traced, (X[:1],), exported(net, tmp_path))
     kept = first_kept(traced, [group.floor for group in traced.groups])
