@@ -19,6 +19,7 @@ import amc
 from amc.data import load_data
 from amc.weights import load_weights
 from search.cli import main
+from search.trust import allow
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--trials", "6", "--score-steps", "4", "--finetune-epochs", "2", "--quiet"]
@@ -211,15 +212,19 @@ def test_apply_refuses_what_does_not_fit_and_writes_nothing(run, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_a_policy_that_names_code_runs_none(run, tmp_path, monkeypatch, capsys):
+def test_a_policy_runs_code_only_if_its_user_named_it(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("platformdirs.user_state_dir", lambda name: str(tmp_path.parent / f"{tmp_path.name}-state"))
     content = json.loads((run / "policy.json").read_text())
     content["model"]["name"] = "evil.py:net"
     (tmp_path / "policy.json").write_text(json.dumps(content))
-    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    (tmp_path / "evil.py").write_text("import pathlib; pathlib.Path('ran').touch()")
     assert main(["apply", "policy.json", "--out", "slim", "--force", "--quiet"]) == 2
     assert "if you know it, give it: --model evil.py:net" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.py", "policy.json"]
+    allow(tmp_path, "evil.py:net")  # as a run that its user has started leaves it
+    assert main(["apply", "policy.json", "--out", "slim", "--force", "--quiet"]) == 2
+    assert (tmp_path / "ran").exists()
 
 
 def test_a_directory_in_use_is_refused_and_a_finished_run_says_so(run, capsys):

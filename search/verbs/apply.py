@@ -33,18 +33,19 @@ def execute(arguments: argparse.Namespace) -> Any:
     from search.compose import calibration, is_trained_here, load_dense, read_data
     from search.display import Display
     from search.run_directory import check_free
-    from search.trust import names_code
+    from search.trust import allowed, names_code
 
     out = Path(arguments.out)
     check_free(out)
     policy = load_policy(arguments.policy)
-    if "model" not in given and names_code(policy.model.name):
+    name = policy.model.name
+    if "model" not in given and names_code(name) and not allowed(Path(arguments.policy).parent, name):
         raise UsageError(
-            f"{arguments.policy} names code, {policy.model.name}, and a file can't make this program run code; if you "
-            f"know it, give it: --model {policy.model.name}"
+            f"{arguments.policy} names code, {name}, and a file can't make this program run code; if you know it, give "
+            f"it: --model {name}"
         )
     display = Display(quiet=arguments.quiet, json=arguments.json)
-    settings = settings_from({"model": policy.model.name, **given})
+    settings = settings_from({"model": name, **given})
     data = read_data(settings) if "data" in given or is_trained_here(settings) else None
     loaded = load_dense(settings, data, example=example_of(policy), display=display)
     batches = calibration(data, settings) if data else None
