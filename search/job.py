@@ -233,8 +233,8 @@ def _announce(setup: Setup, display: Display) -> tuple[float, float | None]:
     if not math.isfinite(dense[0]):
         raise UsageError(f"the dense model's {metric_name(setup.metric)} is {dense[0]}; it must be a number")
     display.say(f"the dense model's {metric_name(setup.metric)} on the search split: {dense[0]:.4f}")
-    chance = 1 / (setup.data.num_classes or 1)
-    if setup.metric is None and dense[0] < chance * (1.5 - chance / 2):
+    classes = setup.data.num_classes  # None: nobody knows
+    if setup.metric is None and classes and dense[0] < (1.5 - 0.5 / classes) / classes:  # hardly better than chance
         log.warning(
             "the dense model guesses: are these its weights (--weights), and its normalization (--mean, --std)?"
         )
