@@ -16,14 +16,14 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from amc.errors import ModelError, UsageError
 from amc.forward import Inputs
 from amc.groups import Frozen, Group, Layer, Slice, Structure, TensorInfo
 from amc.record import Axis, Record, WeightUse
 from amc.tracer import Tracer, state_names
-from amc.weights import some
+from amc.weights import some, state_tensors
 
 log = logging.getLogger("amc")
 
@@ -86,8 +86,8 @@ def tensor_infos(model: nn.Module) -> dict[str, TensorInfo]:
     """What the model's state dict holds, each tensor once."""
     infos: dict[str, TensorInfo] = {}
     names = state_names(model)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor) or names[id(tensor)] != name:
+    for name, tensor in state_tensors(model).items():
+        if names[id(tensor)] != name:
             continue
         if isinstance(tensor, nn.parameter.UninitializedParameter):
             raise ModelError(f"`{name}` has no shape yet (a lazy module); run the model once before it is pruned")

@@ -6,7 +6,8 @@ whose first element is it, or an object or dict with `logits`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,14 +31,10 @@ def random_batch(inputs: Inputs, count: int = 16) -> Any:
     A tensor whose first axis is not that of the examples (as long as that of the first tensor) stays as it is.
     """
     generator = torch.Generator().manual_seed(0)
-    first = next(iter(_tensors(inputs)), None)
+    first = next(flatten(inputs), None)
 
-    def drawn(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: drawn(item) for key, item in value.items()}
-        if isinstance(value, tuple | list):
-            return type(value)(drawn(item) for item in value)
-        if not isinstance(value, Tensor) or first is None or value.shape[:1] != first.shape[:1] or not value.numel():
+    def drawn(value: Tensor) -> Tensor:
+        if first is None or value.shape[:1] != first.shape[:1] or not value.numel():
             return value
         shape = (count, *value.shape[1:])
         if value.is_floating_point() or value.is_complex():
@@ -45,15 +42,28 @@ def random_batch(inputs: Inputs, count: int = 16) -> Any:
         low, high = int(value.min()), int(value.max())
         return torch.randint(low, high + 1, shape, generator=generator).to(value)
 
-    return drawn(inputs)
+    return changed(inputs, drawn)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def flatten(value: Any, inside: tuple[int, ...] = ()) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, mappings and objects.
+
+    Caches of keys and values are not looked into: their heads may leave.
+    """
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
+        return
+    if id(value) in inside or isinstance(value, (nn.Module, type)) or type(value).__name__.endswith("Cache"):
+        return
+    items: Iterable[Any] = getattr(value, "__dict__", {}).values()
+    if isinstance(value, Mapping):
+        items = value.values()
+    elif isinstance(value, (tuple, list)):
+        items = value
+    elif dataclasses.is_dataclass(value):
+        items = [getattr(value, entry.name) for entry in dataclasses.fields(value)]
+    for item in items:
+        yield from flatten(item, (*inside, id(value)))
 
 
 def logits(output: Any) -> Tensor:
@@ -69,12 +79,18 @@ def logits(output: Any) -> Tensor:
 
 def to_device(value: Any, device: torch.device | str) -> Any:
     """`value` with every tensor in it on `device`."""
+    return changed(value, lambda tensor: tensor.to(device))
+
+
+def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with every tensor in its mappings, tuples and lists replaced by what `change` makes of it."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}
+        return {key: changed(item, change) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(to_device(item, device) for item in value)
+        items = [changed(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a named tuple, or a plain one
     return value
 
 

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from amc import attributes
 from amc.errors import ModelError
-from amc.forward import Inputs, call, random_batch
+from amc.forward import Inputs, call, changed, flatten, random_batch
 from amc.groups import Frozen, Group, Slice, Structure
 from amc.modes import evaluating, refreshed
-from amc.tracer import Tracer, describe, flatten
-from amc.weights import identity
+from amc.tracer import Tracer, describe
+from amc.weights import identity, state_tensors
 
 Kept = Mapping[str, np.ndarray]
 """Group name -> `(width,)` the units that stay. A group that is not named stays whole."""
@@ -47,7 +47,7 @@ def slim(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
     Raises:
         ModelError: the model holds something that can't be copied.
     """
-    state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    state = state_tensors(model)
     stays = _stays(structure, kept)
     memo: dict[int, Any] = {}
     for name, cuts in _plan(structure).items():
@@ -55,7 +55,7 @@ def slim(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
         if cuts:
             memo[id(state[name])] = _like(state[name], _sliced(state[name], cuts, stays))
     result = _copied(model, memo)
-    smaller = [n for n, t in result.state_dict(keep_vars=True).items() if n in state and t.shape != state[n].shape]
+    smaller = [n for n, t in state_tensors(result).items() if n in state and t.shape != state[n].shape]
     for module in {name.rpartition(".")[0] for name in smaller}:
         attributes.update(result.get_submodule(module))
     for group in structure.groups:
@@ -67,7 +67,7 @@ def slim(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
 
 def masked(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
     """A copy of the dense model in which everything that `slim` would remove is zero."""
-    state = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    state = state_tensors(model)
     stays = _stays(structure, kept)
     memo: dict[int, Any] = {}
     for name, cuts in _plan(structure).items():
@@ -169,21 +169,12 @@ def difference(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kep
 def _difference_in_double(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kept, error: float) -> float:
     """`difference` without rounding; `error` where the model insists on a precision of its own."""
     try:
-        state = [
-            t for t in model.state_dict(keep_vars=True).values() if isinstance(t, Tensor) and t.is_floating_point()
-        ]
-        double = _copied(model, {id(t): _like(t, t.detach().double()) for t in state}).double()
-        return difference(double, _in_double(inputs), structure, kept)
+        floats = (t for t in state_tensors(model).values() if t.is_floating_point())
+        double = _copied(model, {id(t): _like(t, t.detach().double()) for t in floats}).double()
+        wide = changed(inputs, lambda t: t.double() if t.is_floating_point() else t)
+        return difference(double, wide, structure, kept)
     except ModelError:
         return error
-
-
-def _in_double(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {key: _in_double(item) for key, item in value.items()}
-    return tuple(_in_double(item) for item in value) if isinstance(value, (tuple, list)) else value
 
 
 Check = Callable[[Kept], str]
@@ -385,13 +376,12 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 def _share(model: nn.Module, memo: dict[int, Any]) -> None:
     """Tensors that share their memory alone (`a.weight.data = b.weight.data`) share it in the copy, too."""
     first: dict[tuple[Any, ...], Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
-            original = first.setdefault(identity(name, tensor), tensor)
-            if original is not tensor:
-                if id(original) not in memo:
-                    memo[id(original)] = _like(original, original.detach().clone())
-                memo[id(tensor)] = _like(tensor, memo[id(original)].detach())
+    for name, tensor in state_tensors(model).items():
+        original = first.setdefault(identity(name, tensor), tensor)
+        if original is not tensor:
+            if id(original) not in memo:
+                memo[id(original)] = _like(original, original.detach().clone())
+            memo[id(tensor)] = _like(tensor, memo[id(original)].detach())
 
 
 def _update_heads(model: nn.Module, structure: Structure, group: Group, kept: int) -> None:

@@ -8,8 +8,7 @@ prunable channels, never a wrong coupling.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,43 +20,21 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from amc import coupling_ops
 from amc.errors import ModelError
-from amc.forward import Inputs, call, random_batch
+from amc.forward import Inputs, call, flatten, random_batch
 from amc.labels import Factors, Operand, along, support
 from amc.modes import branching, evaluating
 from amc.record import Axis, Record, Source, WeightUse
-from amc.weights import identity
+from amc.weights import identity, state_tensors
 
 OUTPUT = "its channels are the model's output"
-
-
-def flatten(value: Any, inside: tuple[int, ...] = ()) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, mappings and objects.
-
-    Caches of keys and values are not looked into: their heads may leave.
-    """
-    if isinstance(value, Tensor):
-        yield value
-        return
-    if id(value) in inside or isinstance(value, (nn.Module, type)) or type(value).__name__.endswith("Cache"):
-        return
-    items: Iterable[Any] = getattr(value, "__dict__", {}).values()
-    if isinstance(value, Mapping):
-        items = value.values()
-    elif isinstance(value, (tuple, list)):
-        items = value
-    elif dataclasses.is_dataclass(value):
-        items = [getattr(value, entry.name) for entry in dataclasses.fields(value)]
-    for item in items:
-        yield from flatten(item, (*inside, id(value)))
 
 
 def state_names(model: nn.Module) -> dict[int, str]:
     """id of each parameter and persistent buffer -> the first state-dict name of its memory."""
     names: dict[int, str] = {}
     first: dict[tuple[Any, ...], str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
-            names.setdefault(id(tensor), first.setdefault(identity(name, tensor), name))
+    for name, tensor in state_tensors(model).items():
+        names.setdefault(id(tensor), first.setdefault(identity(name, tensor), name))
     return names
 
 

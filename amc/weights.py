@@ -56,6 +56,11 @@ _DTYPES = {
 _RANK = {name: rank for rank, name in enumerate(_DTYPES)}
 
 
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the state dict by name, the model's own objects; what else it holds is left out."""
+    return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+
+
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers in state-dict order, each storage once, under its first name."""
     seen: set[tuple[Any, ...]] = set()

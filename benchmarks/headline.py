@@ -7,8 +7,8 @@
 `search` finds a policy by a strategy of ours, by a rule (`uniform`, `global-l1`, `global-bn_scale`: one threshold for
 all layers) or by a peer (`fastnas`: `pip install --no-deps nvidia-modelopt omegaconf pulp` and what these ask for), and
 keeps it with its search time (of the processor: other work on the machine changes it little) in
-`benchmarks/results/headline-MODEL.json`. `finetune` trains every policy there for
-every seed that it lacks, so both can be stopped and started again. The last writes `docs/benchmarks.md`.
+`benchmarks/results/headline-MODEL.json`. `finetune` trains every policy there for every seed that it lacks, so both can
+be stopped and started again. The last writes `docs/benchmarks.md`.
 
 Only channels inside blocks are pruned, as all peers do. Fine-tuning starts from the plain slice (channels by L1): two
 epochs of SGD with Nesterov momentum 0.9 and weight decay 1e-4, one-cycle rate peaking at 0.02 after a tenth, batches of

@@ -23,8 +23,9 @@ from torch import nn
 
 from amc.errors import ModelError
 from amc.export import export_bytes
+from amc.forward import flatten
 from amc.groups import Group, Slice, Structure
-from amc.tracer import describe, flatten
+from amc.tracer import describe
 from latency.origin import module_of
 from latency.session import open_session
 

@@ -174,7 +174,8 @@ def run_job(
             own = {"model": model, "data": data, "metric": metric, "finetune": finetune}
             setup = prepare(directory, settings, **own, display=display)
             with closing(setup.executor or ExitStack()):
-                dense = _announce(setup, display)
+                _announce(setup, display)
+                dense = _dense_accuracies(setup, display)
                 setup, found, proxy = _search(directory, setup, display)
             if found.best is None:
                 raise SearchFailed(f"no trial of the search in {path} succeeded; run.log says why")
@@ -200,14 +201,7 @@ def finished_result(path: Path, display: Display) -> Result:
     return Result(load_policy(path / POLICY), None, path, RunDirectory(path).read_json(RESULT))
 
 
-def _announce(setup: Setup, display: Display) -> tuple[float, float | None]:
-    """Says what is searched, and what to think of it; returns the dense model's `accuracies`.
-
-    These come first, so that a split that can't be read is known before anything was searched.
-
-    Raises:
-        UsageError: the dense model's metric is no number.
-    """
+def _announce(setup: Setup, display: Display) -> None:
     groups, frozen = setup.structure.groups, setup.structure.frozen
     display.say(
         f"{setup.loaded.name} on {setup.data.name}: {len(groups)} groups, {sum(g.channels for g in groups)} channels"
@@ -229,6 +223,14 @@ def _announce(setup: Setup, display: Display) -> tuple[float, float | None]:
             )
     if setup.data.test is None and setup.metric is None:
         log.warning("there is no test split, so no figure of the result is on images that the search never saw")
+
+
+def _dense_accuracies(setup: Setup, display: Display) -> tuple[float, float | None]:
+    """The dense model's `accuracies`; first of all, so that a split that can't be read is known before the search.
+
+    Raises:
+        UsageError: its metric is no number.
+    """
     dense = accuracies(setup, setup.loaded.model)
     if not math.isfinite(dense[0]):
         raise UsageError(f"the dense model's {metric_name(setup.metric)} is {dense[0]}; it must be a number")

@@ -29,7 +29,7 @@ from search.engines import elsewhere, executor_of
 from search.finished import Resolved, SettingsFile, read_document
 from search.run_directory import DENSE, DENSE_ONNX, SETTINGS, TABLE, RunDirectory, check_resumable
 from search.settings import Settings, settings_from
-from search.trust import allow, allowed, names_code
+from search.trust import allow, check_named, names_code
 
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "optuna", "stable-baselines3", "gymnasium", "amc-pruning-search")
 
@@ -61,11 +61,8 @@ def resumed_settings(path: Path, given: Mapping[str, Any]) -> Settings:
             raise _unchangeable(name, old, new, "a resumed run may only take more")
     for name in ("model", "data"):
         spec = getattr(changed, name)
-        if names_code(spec) and name not in given and not allowed(path, spec):
-            raise UsageError(
-                f"the run in {path} names code, --{name} {spec}, and a file can't make this program run code; if you "
-                f"know it, give it again: --resume --{name} {spec}"
-            )
+        if name not in given:
+            check_named(f"the run in {path}", path, spec, f"give it again: --resume --{name} {spec}")
     return changed
 
 

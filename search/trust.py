@@ -15,6 +15,7 @@ from pathlib import Path
 import platformdirs
 
 from amc.catalog import DATASETS, MODELS
+from amc.errors import UsageError
 from amc.files import write_atomic
 
 _LIBRARIES = ("torchvision", "timm", "hf")
@@ -36,6 +37,14 @@ def allow(run: Path, spec: str) -> None:
 def allowed(run: Path, spec: str) -> bool:
     """Whether there is such a note."""
     return _note(run, spec).exists()
+
+
+def check_named(what: str, run: Path, spec: str, way_out: str) -> None:
+    """Raises a UsageError where `spec`, which a file names, is code that no user named for this run."""
+    if names_code(spec) and not allowed(run, spec):
+        raise UsageError(
+            f"{what} names code, {spec}, and a file can't make this program run code; if you know it, {way_out}"
+        )
 
 
 def _note(run: Path, spec: str) -> Path:

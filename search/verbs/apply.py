@@ -33,17 +33,14 @@ def execute(arguments: argparse.Namespace) -> Any:
     from search.compose import calibration, is_trained_here, load_dense, read_data
     from search.display import Display
     from search.run_directory import check_free
-    from search.trust import allowed, names_code
+    from search.trust import check_named
 
     out = Path(arguments.out)
     check_free(out)
     policy = load_policy(arguments.policy)
     name = policy.model.name
-    if "model" not in given and names_code(name) and not allowed(Path(arguments.policy).parent, name):
-        raise UsageError(
-            f"{arguments.policy} names code, {name}, and a file can't make this program run code; if you know it, give "
-            f"it: --model {name}"
-        )
+    if "model" not in given:
+        check_named(arguments.policy, Path(arguments.policy).parent, name, f"give it: --model {name}")
     display = Display(quiet=arguments.quiet, json=arguments.json)
     settings = settings_from({"model": name, **given})
     data = read_data(settings) if "data" in given or is_trained_here(settings) else None
