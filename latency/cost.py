@@ -17,8 +17,11 @@ from amc.groups import Structure
 from latency.predict import Predictor, fit_rising
 from latency.table import LatencyTable
 
-CONTEXTS = (0.25, 0.5, 0.75, 1.0)
-"""Levels of all other groups at which a group's own staircase is looked at."""
+CONTEXTS = tuple((level, block) for block in (8, 16) for level in (0.25, 0.5, 0.75, 1.0))
+"""Keep ratios of all other groups at which a group's own staircase is looked at, and what their widths are multiples
+of: 8 of 16 channels can cost next to what 16 do where the next layer has 16, and half of it where that has 8."""
+DEAR = 0.2
+"""Nor may free channels cost more than this share of what all of the group's do, whatever the others' widths."""
 POLICIES = 800
 FREE = 0.1
 """A channel is free when it costs less than this share of the group's average channel. Groups are many: what each gives
@@ -45,10 +48,20 @@ class LatencyCost:
     unit: str = "ms"
 
     @classmethod
-    def of(cls, table: LatencyTable, structure: Structure, *, seed: int = 0) -> LatencyCost:
-        """The cost of a table that was checked against the structure (`LatencyTable.check`)."""
+    def of(
+        cls,
+        table: LatencyTable,
+        structure: Structure,
+        *,
+        seed: int = 0,
+        wider: tuple[np.ndarray, ...] | None = None,
+    ) -> LatencyCost:
+        """The cost of a table that was checked against the structure (`LatencyTable.check`).
+
+        wider: of each group, `(channels + 1,)` the wider width that stands for each; found here unless given.
+        """
         raw = table.predictor(structure)
-        wider = tuple(_wider(structure, raw, g) for g in range(len(structure.groups)))
+        wider = wider or tuple(_wider(structure, raw, g) for g in range(len(structure.groups)))
         rng = np.random.default_rng(seed)
         levels = rng.uniform(0, 1, (POLICIES, 1)) + rng.uniform(-0.5, 0.5, (POLICIES, len(wider)))
         columns = []
@@ -76,6 +89,10 @@ class LatencyCost:
         """The policy with every channel that costs nothing: no width is less, and the cost is the same."""
         return tuple(int(wider[width]) for wider, width in zip(self._wider, widths, strict=True))
 
+    def corrected(self, table: LatencyTable) -> LatencyCost:
+        """The cost of the same table with more corrections; widths that were free stay so: finalists rest on them."""
+        return self.of(table, self.structure, wider=self._wider)
+
     def shares(self) -> np.ndarray:
         """`(groups,)` what is saved when a group alone goes to its floor, as a share of the dense latency."""
         dense = [group.channels for group in self.structure.groups]
@@ -94,15 +111,17 @@ def _wider(structure: Structure, raw: Predictor, group: int) -> np.ndarray:
     """`(channels + 1,)` for each width the wider allowed one that is cheapest, the widest of equals."""
     allowed = structure.groups[group].widths
     rows = []
-    for level in CONTEXTS:
-        others = [other.snap(max(16, 16 * round(level * other.channels / 16))) for other in structure.groups]
+    for level, block in CONTEXTS:
+        others = [other.snap(max(block, block * round(level * other.channels / block))) for other in structure.groups]
         rows += [[*others[:group], width, *others[group + 1 :]] for width in allowed]
-    cost = raw(np.array(rows)).reshape(len(CONTEXTS), len(allowed)).mean(axis=0)
-    # Ties are never exact among measured values.
-    cost -= FREE * max(cost[-1] - cost.min(), 0.0) * np.asarray(allowed) / allowed[-1]
+    cost = raw(np.array(rows)).reshape(len(CONTEXTS), len(allowed))
+    span = np.maximum(cost[:, -1] - cost.min(axis=1), 0.0)
+    mean = cost.mean(axis=0) - FREE * span.mean() * np.asarray(allowed) / allowed[-1]  # ties are never exact
     best = np.arange(len(allowed))
     for at in range(len(allowed) - 2, -1, -1):
-        best[at] = at if cost[at] < cost[best[at + 1]] else best[at + 1]
+        wide = best[at + 1]
+        pays = mean[at] < mean[wide] or (cost[:, wide] - cost[:, at] > DEAR * span).any()
+        best[at] = at if pays else wide
     widths = np.zeros(structure.groups[group].channels + 1, dtype=int)
     for width in range(len(widths)):
         at = min(int(np.searchsorted(allowed, width)), len(allowed) - 1)
@@ -111,9 +130,12 @@ def _wider(structure: Structure, raw: Predictor, group: int) -> np.ndarray:
 
 
 def _power(cost: LatencyCost, table: LatencyTable) -> float:
-    """The exponent that carries predictions to the finalists' measurements: it keeps order, and dense at 1."""
+    """The exponent that carries predictions to the finalists' measurements: it keeps order, and dense at 1.
+
+    Only those count whose cost is their own, not that of a wider policy.
+    """
     found = []
-    for sample in table.corrections[-5:]:
+    for sample in [one for one in table.corrections if cost.widen(one.widths) == tuple(one.widths)][-5:]:
         predicted = cost.ratio(sample.widths)
         if predicted < 0.98 and sample.ratio < 1:
             found.append(np.log(sample.ratio) / np.log(predicted))

@@ -76,7 +76,7 @@ class Bench:
     def corrected(self, readings: Mapping[Widths, Reading]) -> Bench:
         """The same bench with a table that has learned from measurements."""
         table = self.table.corrected([(widths, reading.ratio) for widths, reading in readings.items()])
-        return replace(self, table=table, cost=LatencyCost.of(table, self.structure))
+        return replace(self, table=table, cost=self.cost.corrected(table))
 
 
 def open_bench(
