@@ -55,10 +55,11 @@ from search.run_directory import (
 )
 from search.run_sensitivity import write_sensitivity
 from search.settings import Settings, apart_from_workers, settings_from, shared_names
-from search.settle import settle
+from search.settle import FINALISTS, ranked, settle
 from search.start import prepare, resumed_settings, versions
 from search.storage import Leases, copy_study, open_shared, open_storage, released
 from search.strategies import make_sampler
+from search.strategies.moves import MovingSampler
 from search.study import Progress, SearchResult, open_study, search
 from search.sweep import share
 from search.tensorboard import FOLDER as SCALARS
@@ -256,13 +257,16 @@ def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Se
 
     Returns the setup of the last round, with its corrected costs, what was found, and what the score is worth.
     """
-    settings = setup.settings
-    front = front_problem(settings, setup.problem)
+    settings, planned = setup.settings, setup.problem
+    front = front_problem(settings, planned)
 
     def sampler(setup: Setup) -> BaseSampler:
         if front:
             return FrontSampler(front, settings.strategy, trials=settings.planned_trials(), seed=settings.seed)
-        return make_sampler(settings.strategy, setup.problem, trials=settings.planned_trials(), seed=settings.seed)
+        made = make_sampler(settings.strategy, setup.problem, trials=settings.planned_trials(), seed=settings.seed)
+        if setup.problem is not planned and isinstance(made, MovingSampler):  # a further round
+            made.start_from(setup.problem.widths(one.widths) for one in ranked(setup.problem, study)[:FINALISTS])
+        return made
 
     study, leases = _open_study(directory, setup, sampler(setup))
     if front:

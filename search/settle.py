@@ -1,8 +1,9 @@
 """From predicted to measured latency: the search's rounds.
 
-Without a latency budget there is one round. With one, the finalists of each round are measured; where the best or the
-uniform policy breaks the limit, the measurements correct the table and another, shorter round follows under the
-corrected costs. Trials of earlier rounds are kept: what they scored holds, whatever their latency turned out to be.
+Without a latency budget there is one round. With one, the finalists of each round are measured, and the best of those
+that are within the limit is what the search found. Where none is, the measurements correct the table and another,
+shorter round follows under the corrected costs. Trials of earlier rounds are kept: what they scored holds, whatever
+their latency turned out to be. The uniform policy, which is only compared with, is corrected without a round.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import optuna
 from amc.budget import Budget, Limit
 from amc.cost import Cost
 from amc.errors import BudgetError, DeviceError
-from amc.problem import Problem
+from amc.problem import Outcome, Problem
 from latency.paired import Reading
-from search.bench import Bench, Widths
+from search.bench import Bench
 from search.compose import Setup
 from search.strategies.uniform import uniform_policy
 from search.study import SearchResult, outcomes
@@ -47,21 +48,24 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
     for _ in range(ROUNDS):
         if found.best is None:
             return setup, found
-        decisive = {setup.problem.widths(found.best.widths), uniform_policy(setup.problem)}
+        problem = setup.problem
+        candidates = {problem.widths(one.widths): one for one in (found.best, *finalists(problem, study))}
+        uniform = uniform_policy(problem)
         try:
-            readings = bench.measure(sorted(decisive | set(finalists(setup.problem, study))))
+            readings = bench.measure(list(dict.fromkeys((*candidates, uniform))))
         except DeviceError as error:
             log.warning("the finalists could not be measured; their latency is the table's prediction: %s", error)
             return setup, found
-        log.info("measured: %s", ", ".join(f"{reading.ratio:.3f}" for reading in readings.values()))
-        if all(within(readings[widths], limit) for widths in decisive):
-            return setup, found
-        worst = max(readings[widths].ratio_ci95[1] for widths in decisive)
+        log.info("measured, best first, uniform last: %s", ", ".join(f"{one.ratio:.3f}" for one in readings.values()))
+        chosen = next((one for widths, one in candidates.items() if within(readings[widths], limit)), None)
+        if chosen and within(readings[uniform], limit):
+            return setup, replace(found, best=chosen)
         log.warning(
-            "measured, the latency is up to %.3f of dense, above the limit of %.3f; the table is corrected and the "
-            "search goes on",
-            worst,
+            "measured, the latency of %s is up to %.3f of dense, above the limit of %.3f; the table is corrected%s",
+            "the uniform policy" if chosen else "the best policies",
+            min(readings[widths].ratio_ci95[1] for widths in ([uniform] if chosen else candidates)),
             limit.fraction,
+            "" if chosen else " and the search goes on",
         )
         bench = bench.corrected(readings)
         try:
@@ -71,16 +75,19 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
                 "the search ends above the latency limit, which the corrected table calls out of reach: %s", error
             )
             return setup, found
-        found = search_round(setup, found.trials + found.failed + more, None)
+        found = replace(found, best=chosen) if chosen else search_round(setup, found.trials + found.failed + more, None)
     log.warning("after %d rounds the measured latency is still above the limit", ROUNDS)
     return setup, found
 
 
-def finalists(problem: Problem, study: optuna.Study) -> list[Widths]:
-    """The best different policies of the study that are within the budget, best first."""
-    ranked = sorted(outcomes(problem, study), key=lambda outcome: -outcome.reward)
-    policies = (problem.widths(outcome.widths) for outcome in ranked)
-    return [widths for widths in policies if problem.budget.met(widths)][:FINALISTS]
+def ranked(problem: Problem, study: optuna.Study) -> list[Outcome]:
+    """The different policies of the study, whatever the budget, best first."""
+    return sorted(outcomes(problem, study), key=lambda outcome: -outcome.reward)
+
+
+def finalists(problem: Problem, study: optuna.Study) -> list[Outcome]:
+    """The best of them that are within the budget."""
+    return [one for one in ranked(problem, study) if problem.budget.met(problem.widths(one.widths))][:FINALISTS]
 
 
 def latency_limit(budget: Budget) -> Limit | None:

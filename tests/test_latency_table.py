@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from amc.errors import DeviceError
 from amc.groups import Group, Layer, Slice, Structure, TensorInfo
 from latency import LatencyCost, LatencyTable, build_table, open_device
+from latency.cost import _wider
 from latency.table import SLOWED, Conditions, draw, steady
 
 CHANNELS = (16, 32, 32, 48)
@@ -184,6 +185,17 @@ def test_cost_is_milliseconds_and_true_for_widened_policies(cost):
     off = [abs(cost(policy) / staircase(policy) - 1) for policy in policies]
     assert np.mean(off) < 0.05
     assert (cost.name, cost.unit) == ("latency", "ms")
+
+
+def test_a_width_that_is_free_beside_wide_layers_only_is_not_free():
+    """8 channels cost what 16 do where the others have 16, and half of it where they have 8 as well."""
+
+    def joint(rows: np.ndarray) -> np.ndarray:
+        return 1 + np.where(np.maximum(rows[:, 1:], rows[:, :-1]) <= 8, 1, 2).sum(axis=1)
+
+    wider = _wider(plain(), joint, 0)
+    assert wider[8] == 8
+    assert (wider[9:] == 16).all()
 
 
 def test_shares_name_the_layers_that_pay(cost):

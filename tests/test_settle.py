@@ -24,6 +24,7 @@ from latency.session import read_model
 from search.finish import measure_latency
 from search.settings import Settings
 from search.settle import settle, within
+from search.study import SearchResult
 
 QUICK = {
     "strategy": "random",
@@ -163,6 +164,42 @@ def test_a_further_round_takes_a_fifth_of_the_first_ones_trials(monkeypatch):
     setup.settings = Settings(time_limit=60.0)
     settle(setup, None, search_round)
     assert asked == [(None, 60.0), *((11 + 2 * i, None) for i in range(1, 7))]
+
+
+@pytest.mark.parametrize(
+    ("slow", "rounds", "chosen"), [((), 1, 3), ((3,), 1, 2), ((3, 2, 1), 2, 9), (("uniform",), 1, 3)]
+)
+def test_the_best_finalist_that_is_within_the_limit_is_what_was_found(monkeypatch, slow, rounds, chosen):
+    """Where the uniform policy alone is above it, nothing is searched for again."""
+    asked, corrections = [], []
+
+    def reading(widths):
+        above = "uniform" in slow and not corrections if widths == (5,) else widths[0] in slow
+        return SimpleNamespace(ratio=0.7 if above else 0.55, ratio_ci95=(0.5, 0.71 if above else 0.56))
+
+    def corrected(readings):
+        corrections.append(readings)
+        return setup.bench
+
+    def search_round(setup, trials, seconds):
+        asked.append(trials)
+        return SearchResult(outcome(3 if len(asked) == 1 else 9), 10, 0, 1.0, 1.0)
+
+    def outcome(width):
+        return SimpleNamespace(widths=(width,), reward=width)
+
+    setup = setup_of(None)
+    setup.bench = SimpleNamespace(
+        measures=True, measure=lambda policies: {widths: reading(widths) for widths in policies}, corrected=corrected
+    )
+    setup.problem.widths, setup.problem.budget.met = tuple, lambda widths: True
+    monkeypatch.setattr("search.settle.outcomes", lambda *_: [outcome(width) for width in (1, 2, 3)])
+    monkeypatch.setattr("search.settle.uniform_policy", lambda *_: (5,))
+    monkeypatch.setattr("search.settle.with_bench", lambda *_: setup)
+    _, found = settle(setup, None, search_round)
+    assert found.best.widths == (chosen,)
+    assert len(asked) == rounds
+    assert bool(corrections) == (rounds > 1 or "uniform" in slow)
 
 
 def test_readings_of_the_same_model_are_pooled():

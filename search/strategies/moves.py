@@ -7,7 +7,7 @@ them to others at constant cost, so that it asks where a channel is worth most, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +57,10 @@ class MovingSampler(WidthSampler):
         if not scored:  # every start failed
             return fresh(known, lambda: move(self.problem, self._starts[0], FAR, rng))
         return self.follow(scored, known, rng)
+
+    def start_from(self, policies: Iterable[Widths]) -> None:
+        """Starts from these, as far as the budget lets them, instead of from the uniform and the tilted policies."""
+        self._starts = list(dict.fromkeys(self.problem.admit(policy) for policy in policies))
 
     def take_starts(self) -> list[Widths]:
         """Hands the starts over to whoever proposes them in place of this sampler; the first one stays."""
