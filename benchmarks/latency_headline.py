@@ -4,7 +4,8 @@
         --data imagefolder:DIR --out benchmarks/results/latency-headline.json
 
 One search under `latency=LIMIT`. Then searches under `flops=F`, each F in proportion to what the last policy's latency
-missed, until one takes as long as the first one's, timed beside it; the closest is compared. Both policies are
+missed, until one takes as long as the first one's, timed beside it; the closest is compared. The same once more for
+widths that are multiples of `--round-to`, as an engineer who knows the kernels would ask for. All policies are
 fine-tuned alike with the same seeds, and scored on the test split. What is done is kept in the folder and not done
 again, and a search that was cut short goes on; `--out` gets every figure.
 """
@@ -36,22 +37,28 @@ CLOSE = 0.02
 
 @dataclass(frozen=True)
 class Found:
-    """A search's policy, and its ONNX file."""
+    """A search's policy, and its ONNX file. fraction: of its budget. round_to: its widths are multiples of this."""
 
     fraction: float
+    round_to: int
     folder: Path
 
     @property
     def onnx(self) -> Path:
         return self.folder / "model.onnx"
 
+    def flops(self) -> float:
+        """Its multiply-accumulates, of the dense model's."""
+        result = json.loads((self.folder / "result.json").read_text())
+        return float(result["best"]["flops"] / result["dense"]["flops"])
+
     def policy(self) -> Any:
         return amc.load_policy(self.folder / "policy.json")
 
 
-def searched(arguments: argparse.Namespace, cost: str, fraction: float) -> Found:
+def searched(arguments: argparse.Namespace, cost: str, fraction: float, round_to: int = 1) -> Found:
     """The run of a search, made unless it is there."""
-    folder = arguments.folder / f"{cost}-{fraction:.4f}"
+    folder = arguments.folder / (f"{cost}-{fraction:.4f}" + (f"-by-{round_to}" if round_to > 1 else ""))
     if not (folder / "result.json").exists():
         search.run(
             model=arguments.model,
@@ -62,6 +69,7 @@ def searched(arguments: argparse.Namespace, cost: str, fraction: float) -> Found
             mean=arguments.mean,
             std=arguments.std,
             budget=f"{cost}={fraction:.4f}",
+            round_to=round_to,
             trials=arguments.trials,
             strategy=arguments.strategy,
             score_steps=arguments.score_steps,
@@ -70,7 +78,7 @@ def searched(arguments: argparse.Namespace, cost: str, fraction: float) -> Found
             threads=1,
             quiet=False,
         )
-    return Found(fraction, folder)
+    return Found(fraction, round_to, folder)
 
 
 def ratio(one: Path, other: Path, seconds: float) -> list[float]:
@@ -86,15 +94,19 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     return json.loads(path.read_text())
 
 
-def as_slow(arguments: argparse.Namespace, target: Found) -> tuple[Found, list[float]]:
-    """The FLOPs search whose policy's latency is closest to the target's, and its latency over the target's."""
+def as_slow(
+    arguments: argparse.Namespace, target: Found, fraction: float, round_to: int = 1
+) -> tuple[Found, list[float]]:
+    """The FLOPs search whose policy's latency is closest to the target's, and its latency over the target's.
+
+    fraction: of the dense model's FLOPs, to try first.
+    """
     tried: list[tuple[Found, list[float]]] = []
-    fraction = arguments.flops
     for _ in range(arguments.tries):
-        found = searched(arguments, "flops", fraction)
+        found = searched(arguments, "flops", fraction, round_to)
         beside = kept(found.folder / "beside.json", partial(ratio, target.onnx, found.onnx, arguments.seconds))
         tried.append((found, beside))
-        print(f"flops={fraction:.4f}: {beside[0]:.3f} of the latency search's time {beside[1:]}", flush=True)
+        print(f"{found.folder.name}: {beside[0]:.3f} of the latency search's time {beside[1:]}", flush=True)
         if abs(beside[0] - 1) <= CLOSE:
             break
         fraction = round(min(max(fraction / beside[0], 0.05), 1.0), 4)
@@ -138,8 +150,12 @@ def main() -> None:
     parser.add_argument("--mean", type=float, nargs="+", default=[0.485, 0.456, 0.406])
     parser.add_argument("--std", type=float, nargs="+", default=[0.229, 0.224, 0.225])
     parser.add_argument("--latency", type=float, default=0.6, help="limit, of the dense model's")
-    parser.add_argument("--flops", type=float, default=0.4, help="the first fraction of FLOPs to be tried")
-    parser.add_argument("--tries", type=int, default=5, help="searches under flops, at most")
+    parser.add_argument("--flops", type=float, default=0.2, help="the first fraction of FLOPs to be tried")
+    parser.add_argument(
+        "--round-to", type=int, default=8, help="multiples that the second rival's widths are of; 1: none"
+    )
+    parser.add_argument("--flops-rounded", type=float, default=0.3, help="the first fraction to be tried with these")
+    parser.add_argument("--tries", type=int, default=5, help="searches of each rival, at most")
     parser.add_argument("--trials", type=int, default=120)
     parser.add_argument("--strategy", default="auto")
     parser.add_argument("--score-steps", type=int, default=30)
@@ -154,33 +170,44 @@ def main() -> None:
     dense = seeing.folder / "dense.onnx"
     share = kept(seeing.folder / "beside.json", partial(ratio, dense, seeing.onnx, arguments.seconds))
     print(f"the latency search's policy takes {share[0]:.3f} of the dense model's time {share[1:]}", flush=True)
-    blind, beside = as_slow(arguments, seeing)
+    rivals = {"flops": as_slow(arguments, seeing, arguments.flops)}
+    if arguments.round_to > 1:
+        rivals["flops_rounded"] = as_slow(arguments, seeing, arguments.flops_rounded, arguments.round_to)
 
     tuned = trainer(arguments)
-    pairs = {"flops": blind, "latency": seeing}
+    policies = {"latency": seeing, **{name: found for name, (found, _) in rivals.items()}}
     rows: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         rows.append({"seed": seed})
-        for name, found in pairs.items():
+        for name, found in policies.items():
             path = found.folder / f"tuned-{arguments.steps}-{seed}.json"
             rows[-1][name] = kept(path, partial(tuned, found.policy(), seed))
             print(f"{name} seed {seed}: {rows[-1][name]}", flush=True)
     result = {
         "model": arguments.model,
         "latency": arguments.latency,
-        "flops": blind.fraction,
         "latency_policy_over_dense": share,
-        "flops_policy_over_latency_policy": beside,
-        "widths": {name: found.policy().widths for name, found in pairs.items()},
+        "rivals": {
+            name: {
+                "flops": found.fraction,
+                "round_to": found.round_to,
+                "over_latency_policy": beside,
+                "test_difference": interval([row["latency"]["test"] - row[name]["test"] for row in rows]),
+            }
+            for name, (found, beside) in rivals.items()
+        },
+        "widths": {name: found.policy().widths for name, found in policies.items()},
         "steps": arguments.steps,
         "trials": arguments.trials,
+        "all_trials": json.loads((seeing.folder / "result.json").read_text())["search"]["trials"],
+        "flops": {name: found.flops() for name, found in policies.items()},
         "score_steps": arguments.score_steps,
+        "score_images": arguments.score_images,
         "seeds": rows,
-        "test_difference": interval([row["latency"]["test"] - row["flops"]["test"] for row in rows]),
         "device": latency.open_device("local").fingerprint(),
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["test_difference"]))
+    print(json.dumps(result["rivals"]))
 
 
 if __name__ == "__main__":

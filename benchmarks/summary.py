@@ -1,4 +1,4 @@
-"""Writes `docs/benchmarks.md` from the raw results of `scores.py` and `headline.py`.
+"""Writes `docs/benchmarks.md` from the raw results of `scores.py`, `headline.py` and `latency_headline.py`.
 
 python benchmarks/summary.py
 """
@@ -54,6 +54,20 @@ candidate, after 512 that recalibrate batch norm, as ours. Search times are of o
 
 | policy | FLOPs | accuracy | against uniform | against FastNAS | search, s |
 |---|---:|---:|---:|---:|---:|
+"""
+
+LATENCY = """\
+## Does seeing latency pay?
+
+{title}, ONNX Runtime on one thread of an {cpu}. One search under `latency={limit}`, and searches
+under `flops` whose budgets were lowered until their policies took as long, timed beside it: one of any widths, one of
+multiples of {round_to}. All by `auto`, {trials} trials each (the search under `latency` had {all_trials} with its
+further rounds), scored by {score_steps} steps on {score_images:,} images; all channels may go, those of the residual
+stream included. Then {steps} steps of the same fine-tuning, and accuracy on 5,000 test images, mean over {seeds} seeds;
+the difference is paired by seed, with its 95 % interval.
+
+| search | latency, of dense | FLOPs | accuracy | `latency` is above by |
+|---|---:|---:|---:|---:|
 """
 
 
@@ -116,10 +130,40 @@ def interval(gaps: list[float]) -> str:
     return f" ± {half:.2f}"
 
 
+def latency_section(kept: dict[str, Any]) -> str:
+    """The search under latency, and its rivals."""
+    rivals, found = kept["rivals"], [row["latency"]["test"] for row in kept["seeds"]]
+    shown = {key: kept[key] for key in ("trials", "all_trials", "score_steps", "score_images", "steps")}
+    text = LATENCY.format(
+        title=TITLES[kept["model"]],
+        cpu=kept["device"]["cpu"],
+        limit=kept["latency"],
+        round_to=rivals["flops_rounded"]["round_to"],
+        seeds=len(found),
+        **shown,
+    )
+    share = kept["latency_policy_over_dense"][0]
+    text += f"| `latency={kept['latency']}` | {share:.3f} | {kept['flops']['latency']:.3f} | {np.mean(found):.4f} | |\n"
+    for name, rival in rivals.items():
+        accuracies = [row[name]["test"] for row in kept["seeds"]]
+        gaps = [100 * (ours - theirs) for ours, theirs in zip(found, accuracies, strict=True)]
+        what = f"`flops={rival['flops']}`" + (f", multiples of {rival['round_to']}" if rival["round_to"] > 1 else "")
+        text += (
+            f"| {what} | {share * rival['over_latency_policy'][0]:.3f} | {kept['flops'][name]:.3f} "
+            f"| {np.mean(accuracies):.4f} | {np.mean(gaps):+.2f}{interval(gaps)} |\n"
+        )
+    return text
+
+
 def main() -> None:
     """Writes the page."""
     parts = [INTRODUCTION]
-    for pattern, section in (("scores-*.json", scores_section), ("headline-*.json", headline_section)):
+    sections = (
+        ("scores-*.json", scores_section),
+        ("headline-*.json", headline_section),
+        ("latency-headline.json", latency_section),
+    )
+    for pattern, section in sections:
         parts += [section(json.loads(path.read_text())) for path in sorted(RESULTS.glob(pattern))]
     PAGE.write_text("\n".join(parts))
 
