@@ -1,15 +1,15 @@
 """From predicted to measured latency: the search's rounds.
 
-Without a latency budget there is one round. With one, the finalists of each round are measured, and the best of those
-that are within the limit is what the search found. Where none is, the measurements correct the table and another,
-shorter round follows under the corrected costs. Trials of earlier rounds are kept: what they scored holds, whatever
-their latency turned out to be. The uniform policy, which is only compared with, is corrected without a round.
+Without a latency budget there is one round. With one, the finalists of each round are measured. Where one that is as
+good as the best is within the limit, it is what the search found. Where none is, the measurements correct the table and
+another, shorter round follows under the corrected costs. Trials of earlier rounds are kept: what they scored holds,
+whatever their latency turned out to be. The uniform policy, which is only compared with, is corrected without a round.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import optuna
@@ -28,6 +28,8 @@ log = logging.getLogger("amc")
 
 ROUNDS = 6
 FINALISTS = 3
+AS_GOOD = 0.01
+"""Rewards that differ by less are not worth another round: a score's own noise is of this size."""
 WIDER = 0.005
 """What the limit's margin grows by with each correction: readings scatter round what a corrected table says."""
 MORE = 5
@@ -45,6 +47,7 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
     if bench is None or limit is None or not bench.measures:
         return setup, found
     more = max(min(found.trials + found.failed, setup.settings.planned_trials()) // MORE, 1)
+    met: dict[tuple[int, ...], Outcome] = {}
     for _ in range(ROUNDS):
         if found.best is None:
             return setup, found
@@ -57,13 +60,15 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
             log.warning("the finalists could not be measured; their latency is the table's prediction: %s", error)
             return setup, found
         log.info("measured, best first, uniform last: %s", ", ".join(f"{one.ratio:.3f}" for one in readings.values()))
-        chosen = next((one for widths, one in candidates.items() if within(readings[widths], limit)), None)
+        met |= {widths: one for widths, one in candidates.items() if within(readings[widths], limit)}
+        chosen = _as_good(met.values(), found.best)
         if chosen and within(readings[uniform], limit):
             return setup, replace(found, best=chosen)
         log.warning(
-            "measured, the latency of %s is up to %.3f of dense, above the limit of %.3f; the table is corrected%s",
-            "the uniform policy" if chosen else "the best policies",
-            min(readings[widths].ratio_ci95[1] for widths in ([uniform] if chosen else candidates)),
+            "measured, the latency of the %s policy is up to %.3f of dense, above the limit of %.3f; the table is "
+            "corrected%s",
+            "uniform" if chosen else "best",
+            readings[uniform if chosen else problem.widths(found.best.widths)].ratio_ci95[1],
             limit.fraction,
             "" if chosen else " and the search goes on",
         )
@@ -74,10 +79,17 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
             log.warning(
                 "the search ends above the latency limit, which the corrected table calls out of reach: %s", error
             )
-            return setup, found
+            break
         found = replace(found, best=chosen) if chosen else search_round(setup, found.trials + found.failed + more, None)
-    log.warning("after %d rounds the measured latency is still above the limit", ROUNDS)
-    return setup, found
+    else:
+        log.warning("after %d rounds the measured latency is still above the limit", ROUNDS)
+    return setup, replace(found, best=max(met.values(), key=lambda one: one.reward)) if met else found
+
+
+def _as_good(policies: Iterable[Outcome], best: Outcome) -> Outcome | None:
+    """The one with the highest reward where the best policy is no better, which goes before its equals."""
+    found = max(policies, key=lambda one: one.reward + AS_GOOD * (one.widths == best.widths), default=None)
+    return found if found and found.reward > best.reward - AS_GOOD else None
 
 
 def ranked(problem: Problem, study: optuna.Study) -> list[Outcome]:

@@ -167,9 +167,18 @@ def test_a_further_round_takes_a_fifth_of_the_first_ones_trials(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("slow", "rounds", "chosen"), [((), 1, 3), ((3,), 1, 2), ((3, 2, 1), 2, 9), (("uniform",), 1, 3)]
+    ("slow", "rewards", "rounds", "chosen"),
+    [
+        ((), {}, 1, 3),
+        ((3,), {}, 1, 2),
+        ((3, 2, 1), {}, 2, 9),
+        ((3,), {3: 0.1}, 2, 9),  # much better than what is within the limit: worth another round
+        ((3,), {3: 0.1, 2: 0.08}, 2, 2),  # which found nothing better than what was
+        ((3, 9), {3: 0.1, 9: 0.05}, 7, 2),  # and what is within the limit is not lost in the end
+        (("uniform",), {}, 1, 3),
+    ],
 )
-def test_the_best_finalist_that_is_within_the_limit_is_what_was_found(monkeypatch, slow, rounds, chosen):
+def test_the_best_finalist_that_is_within_the_limit_is_what_was_found(monkeypatch, slow, rewards, rounds, chosen):
     """Where the uniform policy alone is above it, nothing is searched for again."""
     asked, corrections = [], []
 
@@ -186,7 +195,7 @@ def test_the_best_finalist_that_is_within_the_limit_is_what_was_found(monkeypatc
         return SearchResult(outcome(3 if len(asked) == 1 else 9), 10, 0, 1.0, 1.0)
 
     def outcome(width):
-        return SimpleNamespace(widths=(width,), reward=width)
+        return SimpleNamespace(widths=(width,), reward=rewards.get(width, width / 1000))
 
     setup = setup_of(None)
     setup.bench = SimpleNamespace(
