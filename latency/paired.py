@@ -208,7 +208,10 @@ def _calm(passes: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _interval(passes: Sequence[np.ndarray]) -> tuple[float, float]:
-    """95 % interval of the median of ratios: passes are drawn anew, and rounds within each."""
+    """95 % interval of the median of ratios: passes are drawn anew, and rounds within each.
+
+    A pass is drawn as often as it has rounds, since that is how much it counts in the median of all.
+    """
     rng, count = np.random.default_rng(0), len(passes)
     lengths = np.array([len(rounds) for rounds in passes])
     ratios = np.ones((count, lengths.max()))
@@ -218,7 +221,7 @@ def _interval(passes: Sequence[np.ndarray]) -> tuple[float, float]:
     medians = np.zeros(RESAMPLES)
     for at in range(0, RESAMPLES, step := max(CHUNK // (count * each), 1)):
         size = min(step, RESAMPLES - at)
-        chosen = rng.integers(0, count, (size, count, 1))
+        chosen = rng.choice(count, (size, count, 1), p=lengths / lengths.sum())
         drawn = ratios[chosen, rng.integers(0, lengths[chosen], (size, count, each))]
         medians[at : at + size] = np.median(drawn.reshape(size, -1), axis=1)
     outside = norm.cdf(-((count / (count - 1)) ** 0.5) * t.ppf(0.975, count - 1)) if count > 1 else 0.025

@@ -45,6 +45,14 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert covered >= 88
 
 
+def test_the_interval_is_of_the_ratio_where_passes_differ_in_length():
+    rng = np.random.default_rng(0)
+    lengths = [(400, 0.61), *[(20, 0.58)] * 8]
+    times = [np.exp(rng.normal(0, 0.01, (count, 2))) * [1.0, ratio] for count, ratio in lengths]
+    reading = paired.summarize(times)
+    assert reading.ratio_ci95[0] <= reading.ratio <= reading.ratio_ci95[1]
+
+
 def test_the_interval_knows_that_rounds_of_one_pass_share_its_luck():
     covered = 0
     for seed in range(100):
