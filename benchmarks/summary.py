@@ -59,12 +59,13 @@ candidate, after 512 that recalibrate batch norm, as ours. Search times are of o
 LATENCY = """\
 ## Does seeing latency pay?
 
-{title}, ONNX Runtime on one thread of an {cpu}. One search under `latency={limit}`, and searches
-under `flops` whose budgets were lowered until their policies took as long, timed beside it: one of any widths, one of
-multiples of {round_to}. All by `auto`, {trials} trials each (the search under `latency` had {all_trials} with its
-further rounds), scored by {score_steps} steps on {score_images:,} images; all channels may go, those of the residual
-stream included. Then {steps} steps of the same fine-tuning, and accuracy on 5,000 test images, mean over {seeds} seeds;
-the difference is paired by seed, with its 95 % interval.
+{title}, ONNX Runtime on one thread ({cpu}).
+A search under `latency={limit}`, and beside it searches under `flops` whose budgets were lowered until their policies
+took about as long, timed side by side. All by `auto`, {trials} trials
+each (that under `latency` was resumed and had its table corrected, {all_trials} in all), scored by {score_steps} steps
+on {score_images:,} images; all channels may go, those of the residual stream included. Then {steps} steps of the same
+fine-tuning, and accuracy on 5,000 test images, mean over {seeds} seeds; the difference is paired by seed, with its 95 %
+interval.
 
 | search | latency, of dense | FLOPs | accuracy | `latency` is above by |
 |---|---:|---:|---:|---:|
@@ -138,7 +139,6 @@ def latency_section(kept: dict[str, Any]) -> str:
         title=TITLES[kept["model"]],
         cpu=kept["device"]["cpu"],
         limit=kept["latency"],
-        round_to=rivals["flops_rounded"]["round_to"],
         seeds=len(found),
         **shown,
     )
