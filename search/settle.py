@@ -50,7 +50,7 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
     met: dict[tuple[int, ...], Outcome] = {}
     for _ in range(ROUNDS):
         if found.best is None:
-            return setup, found
+            break
         problem = setup.problem
         candidates = {problem.widths(one.widths): one for one in (found.best, *finalists(problem, study))}
         uniform = uniform_policy(problem)
@@ -58,7 +58,7 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
             readings = bench.measure(list(dict.fromkeys((*candidates, uniform))))
         except DeviceError as error:
             log.warning("the finalists could not be measured; their latency is the table's prediction: %s", error)
-            return setup, found
+            break
         log.info("measured, best first, uniform last: %s", ", ".join(f"{one.ratio:.3f}" for one in readings.values()))
         met |= {widths: one for widths, one in candidates.items() if within(readings[widths], limit)}
         chosen = _as_good(met.values(), found.best)
@@ -82,7 +82,8 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
             break
         found = replace(found, best=chosen) if chosen else search_round(setup, found.trials + found.failed + more, None)
     else:
-        log.warning("after %d rounds the measured latency is still above the limit", ROUNDS)
+        if not met:
+            log.warning("after %d rounds the measured latency is still above the limit", ROUNDS)
     return setup, replace(found, best=max(met.values(), key=lambda one: one.reward)) if met else found
 
 

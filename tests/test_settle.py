@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import search
-from amc.errors import ModelError
+from amc.errors import DeviceError, ModelError
 from amc.export import export_onnx
 from latency import build_table
 from latency.device import LocalDevice
@@ -209,6 +209,27 @@ def test_the_best_finalist_that_is_within_the_limit_is_what_was_found(monkeypatc
     assert found.best.widths == (chosen,)
     assert len(asked) == rounds
     assert bool(corrections) == (rounds > 1 or "uniform" in slow)
+
+
+def test_what_was_within_the_limit_is_kept_where_the_device_fails_later(monkeypatch):
+    setup, calls = setup_of(None), []
+
+    def measure(policies):
+        calls.append(policies)
+        if len(calls) > 1:
+            raise DeviceError("gone")
+        return {
+            widths: SimpleNamespace(ratio=0.6, ratio_ci95=(0.5, 0.7 if widths == (2,) else 0.6)) for widths in policies
+        }
+
+    best, other = SimpleNamespace(widths=(2,), reward=0.9), SimpleNamespace(widths=(1,), reward=0.5)
+    setup.bench = SimpleNamespace(measures=True, measure=measure, corrected=lambda readings: setup.bench)
+    setup.problem.widths = tuple
+    for name, value in (("finalists", [other]), ("uniform_policy", (3,)), ("with_bench", setup)):
+        monkeypatch.setattr(f"search.settle.{name}", lambda *_, value=value: value)
+    _, found = settle(setup, None, lambda *_: SearchResult(best, 10, 0, 1.0, 1.0))
+    assert found.best is other
+    assert len(calls) == 2
 
 
 def test_readings_of_the_same_model_are_pooled():
