@@ -47,9 +47,12 @@ class Found:
     def onnx(self) -> Path:
         return self.folder / "model.onnx"
 
+    def result(self) -> Any:
+        return json.loads((self.folder / "result.json").read_text())
+
     def flops(self) -> float:
         """Its multiply-accumulates, of the dense model's."""
-        result = json.loads((self.folder / "result.json").read_text())
+        result = self.result()
         return float(result["best"]["flops"] / result["dense"]["flops"])
 
     def policy(self) -> Any:
@@ -199,7 +202,7 @@ def main() -> None:
         "widths": {name: found.policy().widths for name, found in policies.items()},
         "steps": arguments.steps,
         "trials": arguments.trials,
-        "all_trials": json.loads((seeing.folder / "result.json").read_text())["search"]["trials"],
+        "all_trials": seeing.result()["search"]["trials"],
         "flops": {name: found.flops() for name, found in policies.items()},
         "score_steps": arguments.score_steps,
         "score_images": arguments.score_images,

@@ -146,11 +146,11 @@ def latency_section(kept: dict[str, Any]) -> str:
     text += f"| `latency={kept['latency']}` | {share:.3f} | {kept['flops']['latency']:.3f} | {np.mean(found):.4f} | |\n"
     for name, rival in rivals.items():
         accuracies = [row[name]["test"] for row in kept["seeds"]]
-        gaps = [100 * (ours - theirs) for ours, theirs in zip(found, accuracies, strict=True)]
+        gap = rival["test_difference"]
         what = f"`flops={rival['flops']}`" + (f", multiples of {rival['round_to']}" if rival["round_to"] > 1 else "")
         text += (
             f"| {what} | {share * rival['over_latency_policy'][0]:.3f} | {kept['flops'][name]:.3f} "
-            f"| {np.mean(accuracies):.4f} | {np.mean(gaps):+.2f}{interval(gaps)} |\n"
+            f"| {np.mean(accuracies):.4f} | {100 * gap['mean']:+.2f} ± {100 * (gap['high'] - gap['mean']):.2f} |\n"
         )
     return text
 
