@@ -82,11 +82,8 @@ def search(args: argparse.Namespace) -> None:
         widths = {group.name: group.width for group in result.policy.groups}
         note = {"trials": found["search"]["trials"], "spearman": found["proxy"]["spearman"]}
     kept = load(args.model)
-    kept["policies"][args.name or args.strategy] = {
-        "widths": widths,
-        "search_seconds": time.process_time() - start,
-        **note,
-    }
+    policy = {"widths": widths, "search_seconds": time.process_time() - start, **note, "test": {}}
+    kept["policies"][args.name or args.strategy] = policy
     save(args.model, kept)
     print(args.strategy, widths)
 
@@ -183,19 +180,20 @@ def finetune(args: argparse.Namespace) -> None:
     kept = load(args.model)
     order = rank(setup.loaded.model, setup.structure, "l1")
     assert setup.data.test is not None
+    full = setup.costs["flops"]([group.channels for group in setup.problem.groups])
     for seed in range(args.seeds):
         for name, policy in kept["policies"].items():
-            done = policy.setdefault("test", {})
-            if str(seed) in done or (args.only and name not in args.only):
+            if str(seed) in policy["test"] or (args.only and name not in args.only):
                 continue
             model = slim(setup.loaded.model, setup.structure, kept_units(order, policy["widths"]))
-            policy["flops"] = setup.costs["flops"](setup.problem.widths(policy["widths"])) / setup.costs["flops"](
-                [group.channels for group in setup.problem.groups]
-            )
             recovered(model, setup.data.train, seed)
-            done[str(seed)] = accuracy(model, batches_of(setup.data.test))
+            reached = accuracy(model, batches_of(setup.data.test))
+            print(name, seed, reached, flush=True)
+            kept = load(args.model)  # again: another process may have added to it
+            policy = kept["policies"][name]
+            policy["flops"] = setup.costs["flops"](setup.problem.widths(policy["widths"])) / full
+            policy["test"][str(seed)] = reached
             save(args.model, kept)
-            print(name, seed, done[str(seed)], flush=True)
     if "dense" not in kept:
         kept["dense"] = accuracy(setup.loaded.model, batches_of(setup.data.test))
         save(args.model, kept)
