@@ -1,4 +1,4 @@
-"""Tests leave nothing in the user's cache, and train the embedded default once."""
+"""Tests leave nothing in the user's cache, train the embedded default once, and measure latency for a moment."""
 
 from __future__ import annotations
 
@@ -20,8 +20,22 @@ settings.load_profile("patient")
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
+    """One for all processes of a test run: whoever comes second waits for what the first one trains."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _momentary():
+    """A run's latency on this machine is measured for a moment; tests of measuring call `latency.measure` itself."""
+    import latency.device
+    from latency.paired import measure
+
+    moment = {"seconds": 0.01, "passes": 1, "tries": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency.device, "measure", lambda models, **options: measure(models, **{**options, **moment}))
         yield
 
 
@@ -40,13 +54,3 @@ def finished(tmp_path_factory) -> Path:
 def run(finished, tmp_path) -> Path:
     """A copy of it to change."""
     return shutil.copytree(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def momentary(monkeypatch) -> None:
-    """Latency on this machine is measured for a moment."""
-    import latency.device
-    from latency.paired import measure
-
-    moment = {"seconds": 0.01, "passes": 1, "tries": 1}
-    monkeypatch.setattr(latency.device, "measure", lambda models, **options: measure(models, **{**options, **moment}))

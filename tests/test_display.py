@@ -51,7 +51,7 @@ QUICK += ["--strategy", "random"]
 
 
 @pytest.fixture
-def own(momentary, tmp_path, monkeypatch) -> list[str]:
+def own(tmp_path, monkeypatch) -> list[str]:
     """A folder with a model and data of one's own, and the words that search it; latency is measured for a moment."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)

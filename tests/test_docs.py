@@ -132,7 +132,7 @@ def test_inline_commands_and_options_exist(page):
 
 
 @pytest.fixture
-def reader(momentary, tmp_path, monkeypatch):
+def reader(tmp_path, monkeypatch):
     """A folder as the pages presume it, and small settings in place of long ones."""
     from stable_baselines3 import DDPG
 

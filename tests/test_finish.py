@@ -21,7 +21,7 @@ TINY = Path(__file__).parent.parent / "benchmarks" / "faults" / "tiny.py"
 
 
 @pytest.fixture
-def here(momentary, tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 

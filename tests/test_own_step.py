@@ -36,7 +36,7 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def _here(momentary, monkeypatch, tmp_path):
+def _here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 

@@ -106,8 +106,7 @@ def test_two_processes_at_once_train_once(tmp_path):
     assert sorted(int(count) for _, count in results) == [0, 8]
 
 
-def test_the_default_is_accurate(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "cache_folder", lambda: tmp_path)
+def test_the_default_is_accurate():
     data = load_data("digits")
     model = pretrained("digits_resnet", data)
     for split in (data.val, data.test):

@@ -25,7 +25,7 @@ WORDS = ["--model", "own.py:net", "--data", "own.py:data", "--budget", "params=0
 
 
 @pytest.fixture
-def folder(momentary, tmp_path, monkeypatch) -> Path:
+def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
     return tmp_path
