@@ -75,6 +75,7 @@ def search(args: argparse.Namespace) -> None:
         widths, note = one_threshold(compose(settings_from(settings(args))), args.strategy.removeprefix("global-")), {}
     else:
         limits = {"trials": args.trials} if args.trials else {"time_limit": args.time_limit}
+        limits |= {"score_steps": args.score_steps} if args.score_steps else {}
         more = {"strategy": args.strategy, "seed": args.seed, "finetune_epochs": 0, **limits}
         with tempfile.TemporaryDirectory() as folder:
             result = run(out=Path(folder, "run"), **settings(args), **more)
@@ -251,6 +252,7 @@ def main() -> None:
     one.add_argument("--name", help="of the policy in the results (default: the strategy's)")
     one.add_argument("--trials", type=int)
     one.add_argument("--time-limit", type=float, default=600.0, help="seconds")
+    one.add_argument("--score-steps", type=int, help="of each candidate's quick fine-tune (default: as ever)")
     one.add_argument("--seed", type=int, default=0)
     all_.add_argument("--seeds", type=int, default=3)
     all_.add_argument("--only", nargs="*", help="names of policies")

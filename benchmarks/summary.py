@@ -1,4 +1,4 @@
-"""Writes `docs/benchmarks.md` from the raw results of `scores.py`, `headline.py` and `latency_headline.py`.
+"""Writes `docs/benchmarks.md` from what `scores.py`, `trial_cost.py`, `headline.py` and `latency_headline.py` kept.
 
 python benchmarks/summary.py
 """
@@ -41,6 +41,18 @@ points, so no score can reach 1.
 |---|---:|---:|---:|---:|---:|---:|
 """
 
+TRIAL_COST = """\
+## What a trial costs
+
+Beside the forward passes that it contains, a trial slices, loads weights and counts. {title}, {rounds} policies,
+{images:,} images scored, one thread: time of the processor, of whole trials over that of the bare passes on a slim
+model that is there already, interleaved, the median of the paired ratios. Quick fine-tuning, where the time of a real
+trial goes, is left out of both.
+
+| batch norm recalibrated on | a trial over its bare passes |
+|---|---:|
+"""
+
 HEADLINE = """\
 ## Does searching pay?
 
@@ -48,12 +60,11 @@ HEADLINE = """\
 5,000 test images, mean over seeds; then the differences, paired by seed, with their 95 % intervals, to uniform and to
 NVIDIA ModelOpt's FastNAS; one that holds 0 says that these seeds can't tell. Dense: {dense}.
 
-`auto` had 120 trials, `auto-equal-time` 40, about what FastNAS's time affords. FastNAS scored 1,000 images for each
-candidate, after 512 that recalibrate batch norm, as ours. Search times are of one thread of the processor, that of
-`auto` of the clock on a busy machine.
+FastNAS scored 1,000 images for each candidate, after 512 that recalibrate batch norm, as ours. Search times, anchors
+included, are of one thread of the processor.
 
-| policy | FLOPs | accuracy | against uniform | against FastNAS | search, s |
-|---|---:|---:|---:|---:|---:|
+| policy | trials | FLOPs | accuracy | against uniform | against FastNAS | search, s |
+|---|---:|---:|---:|---:|---:|---:|
 """
 
 LATENCY = """\
@@ -101,6 +112,15 @@ def standard(x: np.ndarray) -> np.ndarray:
     return np.asarray((x - x.mean()) / x.std())
 
 
+def cost_section(kept: dict[str, Any]) -> str:
+    """The table of what a trial costs."""
+    text = TRIAL_COST.format(title=TITLES[kept["model"]], rounds=kept["rounds"], images=kept["images"])
+    for calibration, ratio in kept["over_bare_passes"].items():
+        what = f"{calibration} images" if int(calibration) else "nothing"
+        text += f"| {what} | {ratio:.3f} |\n"
+    return text
+
+
 def headline_section(kept: dict[str, Any]) -> str:
     """The table of policies, best first."""
     dense = f"{kept['dense']:.4f}" if "dense" in kept else "not measured"
@@ -110,8 +130,9 @@ def headline_section(kept: dict[str, Any]) -> str:
     for name, policy in sorted(policies.items(), key=lambda item: -np.mean(list(item[1]["test"].values()))):
         found = policy["test"]
         gaps = [difference(found, rival) if rival is not found else "" for rival in rivals]
+        reached = f"{np.mean(list(found.values())):.4f} ({len(found)} seed{'s' * (len(found) > 1)})"
         text += (
-            f"| `{name}` | {policy['flops']:.3f} | {np.mean(list(found.values())):.4f} ({len(found)} seeds) "
+            f"| `{name}` | {policy.get('trials', '')} | {policy['flops']:.3f} | {reached} "
             f"| {' | '.join(gaps)} | {policy['search_seconds']:.0f} |\n"
         )
     return text
@@ -160,6 +181,7 @@ def main() -> None:
     parts = [INTRODUCTION]
     sections = (
         ("scores-*.json", scores_section),
+        ("trial-cost-*.json", cost_section),
         ("headline-*.json", headline_section),
         ("latency-headline.json", latency_section),
     )

@@ -1,6 +1,7 @@
 """What a trial costs beyond the forward passes that it contains: slicing, refitting, copying.
 
     python benchmarks/trial_cost.py --model resnet20 --weights resnet20.pt --data imagefolder:DIR
+    python benchmarks/summary.py
 
 Times of the processor, of trials and of the bare passes on a slim model that is there already, interleaved; the median
 of paired ratios. Without training: batch norm is recalibrated on 512 images (or not), 1,000 images are scored.
@@ -9,8 +10,10 @@ of paired ratios. Without training: batch norm is recalibrated on 512 images (or
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +21,12 @@ from scores import evaluator_of
 
 from amc.data import IMAGENET_MEAN, IMAGENET_STD
 from amc.evaluate import ScoreSettings
+from amc.files import write_atomic
 from search.compose import compose
 from search.settings import settings_from
 
-ROUNDS = 15
+RESULTS = Path(__file__).parent / "results"
+ROUNDS, IMAGES = 15, 1000
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -32,7 +37,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Prints the ratios."""
+    """Keeps the ratios in `benchmarks/results/trial-cost-MODEL.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--model", "--weights", "--data"):
         parser.add_argument(name, required=True)
@@ -41,8 +46,9 @@ def main() -> None:
     setup = compose(settings_from({**named, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}))
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
+    found = {}
     for calibration in (512, 0):
-        evaluator = evaluator_of(setup, ScoreSettings(steps=0, images=1000, calibration=calibration))
+        evaluator = evaluator_of(setup, ScoreSettings(steps=0, images=IMAGES, calibration=calibration))
         ratios = []
         for _ in range(ROUNDS):
             widths = setup.problem.named(
@@ -60,7 +66,10 @@ def main() -> None:
             first, second = (bare, trial) if rng.random() < 0.5 else (trial, bare)
             times = {work: seconds(work) for work in (first, second)}
             ratios.append(times[trial] / times[bare])
-        print(f"calibration on {calibration}: a trial takes {np.median(ratios):.3f} of its bare passes")
+        found[calibration] = round(float(np.median(ratios)), 3)
+        print(f"calibration on {calibration}: a trial takes {found[calibration]:.3f} of its bare passes")
+    kept = {"model": args.model, "images": IMAGES, "rounds": ROUNDS, "over_bare_passes": found}
+    write_atomic(RESULTS / f"trial-cost-{args.model}.json", json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
