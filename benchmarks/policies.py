@@ -1,0 +1,82 @@
+"""Policies whose end is known: drawn at random, fine-tuned to the end once, and kept, for `scores.py` to be judged by.
+
+    python benchmarks/policies.py --model resnet56 --weights resnet56.pt --data imagefolder:DIR
+
+A keep ratio is drawn uniformly for each stage and scattered by a quarter from block to block, seed 0, and all are
+projected onto half of the FLOPs; no search proposed them and no score was seen. (Ratios drawn block by block would
+average out over the many blocks of a stage: all policies would be the same but for noise.) Fine-tuning is that of
+`headline.py`, one seed. Each policy goes into `benchmarks/results/MODEL-policies.json` when it is done, so the command
+can be stopped and started again, and several can share the work (`--shard 1/2`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from headline import recovered, settings
+
+from amc.evaluate import accuracy, batches_of, kept_units
+from amc.files import write_atomic
+from amc.importance import rank
+from amc.problem import Problem
+from amc.slim import slim
+from search.compose import compose
+from search.settings import settings_from
+from search.strategies.moves import stages
+
+RESULTS = Path(__file__).parent / "results"
+SCATTER = 0.25
+WHAT = "widths of the blocks' inner convolutions, accuracy on the val and test splits after two epochs of fine-tuning"
+
+
+def drawn(problem: Problem, count: int) -> list[tuple[int, ...]]:
+    """Policies of random keep ratios, projected onto the budget."""
+    rng, channels = np.random.default_rng(0), np.array(problem.budget.dense)
+    policies = []
+    for _ in range(count):
+        ratios = np.empty(len(channels))
+        for stage in stages(problem):
+            ratios[stage] = rng.uniform(0.1, 1.0) * np.exp(rng.normal(0.0, SCATTER, len(stage)))
+        policies.append(problem.admit(np.clip(ratios * channels, 1, channels).tolist()))
+    return policies
+
+
+def load(model: str) -> dict[str, Any]:
+    """The results so far."""
+    path = RESULTS / f"{model}-policies.json"
+    return json.loads(path.read_text()) if path.exists() else {"what": WHAT, "policies": []}
+
+
+def main() -> None:
+    """Fine-tunes what has no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--model", "--weights", "--data"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--shard", default="0/1", metavar="I/N")
+    args = parser.parse_args()
+    setup = compose(settings_from(settings(args)))
+    order = rank(setup.loaded.model, setup.structure, "l1")
+    index, of = map(int, args.shard.split("/"))
+    for i, widths in list(enumerate(drawn(setup.problem, args.count)))[index::of]:
+        name = f"r{i:02}"
+        if name in [policy["name"] for policy in load(args.model)["policies"]]:
+            continue
+        model = slim(setup.loaded.model, setup.structure, kept_units(order, setup.problem.named(widths)))
+        recovered(model, setup.data.train, seed=0)
+        splits = {"val": setup.data.val, "test": setup.data.test}
+        reached = {split: accuracy(model, batches_of(data)) for split, data in splits.items() if data is not None}
+        kept = load(args.model)  # again: another process may have added to it
+        kept["policies"].append({"name": name, "widths": list(widths), **reached})
+        kept["policies"].sort(key=lambda policy: policy["name"])
+        write_atomic(RESULTS / f"{args.model}-policies.json", json.dumps(kept, indent=1) + "\n")
+        print(name, widths, reached, flush=True)
+
+
+if __name__ == "__main__":
+    main()
