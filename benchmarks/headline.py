@@ -7,8 +7,9 @@
 `search` finds a policy by a strategy of ours, by a rule (`uniform`, `global-l1`, `global-bn_scale`: one threshold for
 all layers) or by a peer (`fastnas`: `pip install --no-deps nvidia-modelopt omegaconf pulp` and what these ask for), and
 keeps it with its search time (of the processor: other work on the machine changes it little) in
-`benchmarks/results/headline-MODEL.json`. `finetune` trains every policy there for every seed that it lacks, so both can
-be stopped and started again. The last writes `docs/benchmarks.md`.
+`benchmarks/results/headline-MODEL.json`; a search of ours leaves its run in `runs/`, and goes on there. `finetune`
+trains every policy of that file for every seed that it lacks, so both can be stopped and started again. The last writes
+`docs/benchmarks.md`.
 
 Only channels inside blocks are pruned, as all peers do. Fine-tuning starts from the plain slice (channels by L1): two
 epochs of SGD with Nesterov momentum 0.9 and weight decay 1e-4, one-cycle rate peaking at 0.02 after a tenth, batches of
@@ -42,6 +43,7 @@ from search import run
 from search.compose import Setup, compose
 from search.settings import settings_from
 from search.strategies import STRATEGIES
+from search.strategies.uniform import uniform_policy
 
 RESULTS = Path(__file__).parent / "results"
 INNER = ("*.conv1:out",)
@@ -69,7 +71,11 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 def search(args: argparse.Namespace) -> None:
     """Finds one policy, and keeps it."""
     start = time.process_time()
-    if args.strategy == "fastnas":
+    if args.strategy == "uniform":
+        problem = compose(settings_from(settings(args))).problem
+        start = time.process_time()  # a rule; nothing is scored
+        widths, note = problem.named(uniform_policy(problem)), {}
+    elif args.strategy == "fastnas":
         widths, note = fastnas(compose(settings_from(settings(args)))), {}
     elif args.strategy.startswith("global-"):
         widths, note = one_threshold(compose(settings_from(settings(args))), args.strategy.removeprefix("global-")), {}
@@ -77,11 +83,13 @@ def search(args: argparse.Namespace) -> None:
         limits = {"trials": args.trials} if args.trials else {"time_limit": args.time_limit}
         limits |= {"score_steps": args.score_steps} if args.score_steps else {}
         more = {"strategy": args.strategy, "seed": args.seed, "finetune_epochs": 0, **limits}
-        with tempfile.TemporaryDirectory() as folder:
-            result = run(out=Path(folder, "run"), **settings(args), **more)
-            found = read_json(Path(folder, "run", "result.json"))
-        widths = {group.name: group.width for group in result.policy.groups}
+        out = Path("runs", f"headline-{args.model}-{args.name or args.strategy}")
+        resumed = out.exists()
+        run(out=out, resume=resumed, **settings(args), **more)
+        found = read_json(out / "result.json")
+        widths = found["search"]["widths"]  # nothing is fine-tuned yet, so which is best is not known
         note = {"trials": found["search"]["trials"], "spearman": found["proxy"]["spearman"]}
+        note |= {"search_seconds": found["search"]["seconds"]} if resumed else {}  # of the clock, of all its parts
     kept = load(args.model)
     policy = {"widths": widths, "search_seconds": time.process_time() - start, **note, "test": {}}
     kept["policies"][args.name or args.strategy] = policy

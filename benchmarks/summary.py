@@ -54,14 +54,14 @@ trial goes, is left out of both.
 """
 
 HEADLINE = """\
-## Does searching pay?
+## Does searching pay? {title}
 
-{title}, half of the FLOPs, only channels inside blocks; every policy fine-tuned the same way (two epochs), accuracy on
+Half of the FLOPs, only channels inside blocks; every policy fine-tuned the same way (two epochs), accuracy on
 5,000 test images, mean over seeds; then the differences, paired by seed, with their 95 % intervals, to uniform and to
 NVIDIA ModelOpt's FastNAS; one that holds 0 says that these seeds can't tell. Dense: {dense}.
 
 FastNAS scored 1,000 images for each candidate, after 512 that recalibrate batch norm, as ours. Search times, anchors
-included, are of one thread of the processor.
+included, are of one thread of the processor.{note}
 
 | policy | trials | FLOPs | accuracy | against uniform | against FastNAS | search, s |
 |---|---:|---:|---:|---:|---:|---:|
@@ -124,7 +124,9 @@ def cost_section(kept: dict[str, Any]) -> str:
 def headline_section(kept: dict[str, Any]) -> str:
     """The table of policies, best first."""
     dense = f"{kept['dense']:.4f}" if "dense" in kept else "not measured"
-    text = HEADLINE.format(title=TITLES[kept["model"]], dense=dense)
+    text = HEADLINE.format(
+        title=TITLES[kept["model"]], dense=dense, note="".join(f" {n}" for n in kept.get("notes", ()))
+    )
     policies = {name: policy for name, policy in kept["policies"].items() if policy.get("test")}
     rivals = [policies.get(name, {}).get("test", {}) for name in ("uniform", "fastnas")]
     for name, policy in sorted(policies.items(), key=lambda item: -np.mean(list(item[1]["test"].values()))):

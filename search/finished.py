@@ -87,7 +87,10 @@ class Proxy(_Read):
 
 
 class SearchFigures(_Read):
-    """How the search went. metric: what `accuracy` is, where it is a metric of the user's own."""
+    """How the search went. metric: what `accuracy` is, where it is a metric of the user's own.
+
+    widths: of the policy that it found, whether that or the uniform one is the better in the end.
+    """
 
     strategy: str
     trials: Count
@@ -96,6 +99,7 @@ class SearchFigures(_Read):
     evaluation_seconds: Number | None = None
     seed: int
     metric: str = "accuracy"
+    widths: dict[str, int] = {}
 
 
 class LayerFigures(_Read):

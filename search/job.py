@@ -372,7 +372,13 @@ def _conclude(
         "evaluation_seconds": found.evaluation_seconds,
         "seed": setup.settings.seed,
         "metric": metric_name(setup.metric),
+        "widths": dict(best.widths),
     }
+    if winner is not best and not setup.settings.finetune_epochs:
+        log.warning(
+            "without a fine-tune the uniform policy is the better one; what the search found, for a fine-tune of your "
+            "own, is under `search` in result.json"
+        )
     policy = policy_of(setup, winner, found.trials, versions())
     with directory.replacing() as new:
         with display.bar("exporting and measuring") as report:

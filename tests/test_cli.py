@@ -145,6 +145,7 @@ def test_no_trial_in_the_study_exceeds_the_budget(run, result):
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{run / 'study.db'}")
     limits = {limit["cost"]: limit["limit"] for limit in result["budget"]}
     assert len(study.trials) >= 6
+    assert result["search"]["widths"] in [trial.params for trial in study.trials]
     for trial in study.trials:
         assert trial.params == trial.user_attrs["widths"]
         assert all(trial.user_attrs[cost] <= limit for cost, limit in limits.items())
