@@ -22,7 +22,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from torch import nn
 
 from amc.data import IMAGENET_MEAN, IMAGENET_STD
 from amc.evaluate import accuracy, batches_of, kept_units
-from amc.files import read_json, write_atomic
+from amc.files import write_atomic
 from amc.finetune import Batch, Split, train
 from amc.importance import rank
 from amc.layout import arranged
@@ -71,25 +72,10 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 def search(args: argparse.Namespace) -> None:
     """Finds one policy, and keeps it."""
     start = time.process_time()
-    if args.strategy == "uniform":
-        problem = compose(settings_from(settings(args))).problem
-        start = time.process_time()  # a rule; nothing is scored
-        widths, note = problem.named(uniform_policy(problem)), {}
-    elif args.strategy == "fastnas":
-        widths, note = fastnas(compose(settings_from(settings(args)))), {}
-    elif args.strategy.startswith("global-"):
-        widths, note = one_threshold(compose(settings_from(settings(args))), args.strategy.removeprefix("global-")), {}
+    if args.strategy in RULES:
+        widths, note = RULES[args.strategy](compose(settings_from(settings(args)))), {}
     else:
-        limits = {"trials": args.trials} if args.trials else {"time_limit": args.time_limit}
-        limits |= {"score_steps": args.score_steps} if args.score_steps else {}
-        more = {"strategy": args.strategy, "seed": args.seed, "finetune_epochs": 0, **limits}
-        out = Path("runs", f"headline-{args.model}-{args.name or args.strategy}")
-        resumed = out.exists()
-        run(out=out, resume=resumed, **settings(args), **more)
-        found = read_json(out / "result.json")
-        widths = found["search"]["widths"]  # nothing is fine-tuned yet, so which is best is not known
-        note = {"trials": found["search"]["trials"], "spearman": found["proxy"]["spearman"]}
-        note |= {"search_seconds": found["search"]["seconds"]} if resumed else {}  # of the clock, of all its parts
+        widths, note = searched(args)
     kept = load(args.model)
     policy = {"widths": widths, "search_seconds": time.process_time() - start, **note, "test": {}}
     kept["policies"][args.name or args.strategy] = policy
@@ -97,7 +83,25 @@ def search(args: argparse.Namespace) -> None:
     print(args.strategy, widths)
 
 
-def one_threshold(setup: Setup, criterion: str) -> dict[str, int]:
+def searched(args: argparse.Namespace) -> tuple[dict[str, int], dict[str, Any]]:
+    """What a strategy of ours finds, and what is worth noting of its run, which goes on if it is there."""
+    limits = {"trials": args.trials} if args.trials else {"time_limit": args.time_limit}
+    limits |= {"score_steps": args.score_steps} if args.score_steps else {}
+    out = Path("runs", f"headline-{args.model}-{args.name or args.strategy}")
+    resumed = out.exists()
+    more = {"strategy": args.strategy, "seed": args.seed, "finetune_epochs": 0, **limits}
+    found = run(out=out, resume=resumed, **settings(args), **more).summary
+    note = {"trials": found["search"]["trials"], "spearman": found["proxy"]["spearman"]}
+    note |= {"search_seconds": found["search"]["seconds"]} if resumed else {}  # of the clock, of all its parts
+    return found["search"]["widths"], note  # nothing is fine-tuned yet, so which is best is not known
+
+
+def uniform(setup: Setup) -> dict[str, int]:
+    """The widths that keep the same share everywhere."""
+    return setup.problem.named(uniform_policy(setup.problem))
+
+
+def one_threshold(criterion: str, setup: Setup) -> dict[str, int]:
     """Widths that one threshold on the importance of all channels gives, the highest that meets the budget."""
     scores = {}
     for group in setup.problem.groups:
@@ -180,6 +184,14 @@ def fastnas(setup: Setup) -> dict[str, int]:
     return {name: pruned.get_submodule(name).out_channels for name in names}
 
 
+RULES: dict[str, Callable[[Setup], dict[str, int]]] = {
+    "uniform": uniform,
+    "global-l1": partial(one_threshold, "l1"),
+    "global-bn_scale": partial(one_threshold, "bn_scale"),
+    "fastnas": fastnas,
+}
+
+
 # ---- fine-tune
 
 
@@ -194,8 +206,7 @@ def finetune(args: argparse.Namespace) -> None:
         for name, policy in kept["policies"].items():
             if str(seed) in policy["test"] or (args.only and name not in args.only):
                 continue
-            model = slim(setup.loaded.model, setup.structure, kept_units(order, policy["widths"]))
-            recovered(model, setup.data.train, seed)
+            model = recovered(setup, order, policy["widths"], seed)
             reached = accuracy(model, batches_of(setup.data.test))
             print(name, seed, reached, flush=True)
             kept = load(args.model)  # again: another process may have added to it
@@ -204,16 +215,18 @@ def finetune(args: argparse.Namespace) -> None:
             policy["test"][str(seed)] = reached
             save(args.model, kept)
     if "dense" not in kept:
-        kept["dense"] = accuracy(setup.loaded.model, batches_of(setup.data.test))
-        save(args.model, kept)
+        reached = accuracy(setup.loaded.model, batches_of(setup.data.test))
+        save(args.model, load(args.model) | {"dense": reached})
 
 
-def recovered(model: nn.Module, split: Split | None, seed: int) -> None:
-    """The recipe at the head of this file, in place."""
+def recovered(setup: Setup, order: Mapping[str, np.ndarray], widths: Mapping[str, int], seed: int) -> nn.Module:
+    """The slim model, fine-tuned by the recipe at the head of this file."""
+    model, split = slim(setup.loaded.model, setup.structure, kept_units(order, widths)), setup.data.train
     assert split is not None
     steps = EPOCHS * (len(split) // BATCH)
     with seeded(seed, "headline"):
         train(arranged(model, torch.channels_last), drawn(split, steps, seed), steps=steps, lr=RATE)
+    return model
 
 
 def drawn(split: Split, steps: int, seed: int) -> Iterator[Batch]:
@@ -255,8 +268,7 @@ def main() -> None:
         sub.add_argument("--data", required=True)
         sub.add_argument("--threads", type=int)
     one, all_ = verbs.choices["search"], verbs.choices["finetune"]
-    rules = ("global-l1", "global-bn_scale", "fastnas")
-    one.add_argument("--strategy", required=True, choices=(*STRATEGIES, *rules))
+    one.add_argument("--strategy", required=True, choices=list(dict.fromkeys([*STRATEGIES, *RULES])))
     one.add_argument("--name", help="of the policy in the results (default: the strategy's)")
     one.add_argument("--trials", type=int)
     one.add_argument("--time-limit", type=float, default=600.0, help="seconds")

@@ -81,7 +81,9 @@ def searched(arguments: argparse.Namespace, cost: str, fraction: float, round_to
             threads=1,
             quiet=False,
         )
-    return Found(fraction, round_to, folder)
+    found = Found(fraction, round_to, folder)
+    assert found.result()["best"]["source"] == "search", "without a fine-tune the uniform policy was the better one"
+    return found
 
 
 def ratio(one: Path, other: Path, seconds: float) -> list[float]:

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from headline import recovered, settings
 
-from amc.evaluate import accuracy, batches_of, kept_units
+from amc.evaluate import accuracy, batches_of
 from amc.files import write_atomic
 from amc.importance import rank
 from amc.problem import Problem
-from amc.slim import slim
 from search.compose import compose
 from search.settings import settings_from
 from search.strategies.moves import stages
@@ -67,8 +66,7 @@ def main() -> None:
         name = f"r{i:02}"
         if name in [policy["name"] for policy in load(args.model)["policies"]]:
             continue
-        model = slim(setup.loaded.model, setup.structure, kept_units(order, setup.problem.named(widths)))
-        recovered(model, setup.data.train, seed=0)
+        model = recovered(setup, order, setup.problem.named(widths), seed=0)
         splits = {"val": setup.data.val, "test": setup.data.test}
         reached = {split: accuracy(model, batches_of(data)) for split, data in splits.items() if data is not None}
         kept = load(args.model)  # again: another process may have added to it

@@ -363,7 +363,7 @@ def _conclude(
     display: Display,
 ) -> Result:
     """Writes the models, the policy and the result; the result last, since it marks the run as finished."""
-    winner = best if best.accuracy >= uniform.accuracy else uniform  # both are within the budget
+    winner = _winner(setup.settings, best, uniform)
     searched = {
         "strategy": setup.settings.strategy,
         "trials": found.trials,
@@ -374,11 +374,6 @@ def _conclude(
         "metric": metric_name(setup.metric),
         "widths": dict(best.widths),
     }
-    if winner is not best and not setup.settings.finetune_epochs:
-        log.warning(
-            "without a fine-tune the uniform policy is the better one; what the search found, for a fine-tune of your "
-            "own, is under `search` in result.json"
-        )
     policy = policy_of(setup, winner, found.trials, versions())
     with directory.replacing() as new:
         with display.bar("exporting and measuring") as report:
@@ -401,6 +396,18 @@ def _conclude(
         stale.unlink()
     _report(directory)
     return Result(policy, winner.model, directory.path, summary)
+
+
+def _winner(settings: Settings, best: Candidate, uniform: Candidate) -> Candidate:
+    """The better of the two, both of which are within the budget."""
+    if best.accuracy >= uniform.accuracy:
+        return best
+    if not settings.finetune_epochs:
+        log.warning(
+            "without a fine-tune the uniform policy is the better one; what the search found, for a fine-tune of your "
+            "own, is under `search` in result.json"
+        )
+    return uniform
 
 
 def _report(directory: RunDirectory) -> None:
