@@ -5,8 +5,8 @@
     python benchmarks/summary.py
 
 `search` finds a policy by a strategy of ours, by a rule (`uniform`, `global-l1`, `global-bn_scale`: one threshold for
-all layers) or by a peer (`fastnas`: `pip install --no-deps nvidia-modelopt omegaconf pulp` and what these ask for), and
-keeps it with its search time (of the processor: other work on the machine changes it little) in
+all layers) or by a peer (`fastnas`, `nni`, `torch-pruning`: `benchmarks/peers.py` says what to install), and keeps it
+with its search time (of the processor: other work on the machine changes it little) in
 `benchmarks/results/headline-MODEL.json`; a search of ours leaves its run in `runs/`, and goes on there. `finetune`
 trains every policy of that file for every seed that it lacks, so both can be stopped and started again. The last writes
 `docs/benchmarks.md`.
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peers import PEERS
 from torch import nn
 
 from amc.data import IMAGENET_MEAN, IMAGENET_STD
@@ -123,72 +123,11 @@ def one_threshold(criterion: str, setup: Setup) -> dict[str, int]:
     return setup.problem.named(widths(thresholds[low]))
 
 
-class TraceableBlock(nn.Module):
-    """A residual block without a decision in `forward`, which ModelOpt's tracer asks for."""
-
-    def __init__(self, block: Any) -> None:
-        super().__init__()
-        self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
-        self.stride, self.missing = block.conv1.stride[0], block.conv2.out_channels - block.conv1.in_channels
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images to images."""
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.missing:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.missing // 2, self.missing // 2))
-        return F.relu(y + x)
-
-
-class Traceable(nn.Module):
-    """A CIFAR ResNet of such blocks, on the parts of a given one."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.conv1, self.bn1, self.linear = model.conv1, model.bn1, model.linear
-        stages = (model.layer1, model.layer2, model.layer3)
-        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*map(TraceableBlock, stage)) for stage in stages)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images to logits."""
-        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(x.mean((2, 3)))
-
-
-def fastnas(setup: Setup) -> dict[str, int]:
-    """NVIDIA ModelOpt's FastNAS, scoring 1,000 images of the search split, its channels in steps of one."""
-    import modelopt.torch.prune as mtp
-
-    images = setup.data.val.batch(np.random.default_rng(0).permutation(len(setup.data.val))[:1000])
-    model, names = Traceable(setup.loaded.model), [group.name for group in setup.problem.groups]
-    ratios = tuple(i / 16 for i in range(1, 17))
-    rules = {
-        "nn.Conv2d": {"*": {"channels_ratio": ratios, "channel_divisor": 1, "kernel_size": ()}},
-        "nn.BatchNorm2d": {"*": {"features_ratio": ratios, "feature_divisor": 1}},
-    }
-    train_split = setup.data.train
-    assert train_split is not None
-    loader = [train_split.batch(range(i, i + BATCH)) for i in range(0, 4 * BATCH, BATCH)]  # as ours
-    with tempfile.TemporaryDirectory() as folder:
-        pruned, _ = mtp.prune(
-            model=model,
-            mode=[("fastnas", rules)],
-            constraints={"flops": "50%"},
-            dummy_input=setup.loaded.inputs[0],
-            config={
-                "data_loader": loader,
-                "collect_func": lambda batch: batch[0],
-                "score_func": lambda candidate: accuracy(candidate, [images]),
-                "checkpoint": str(Path(folder, "fastnas.pth")),
-            },
-        )
-    return {name: pruned.get_submodule(name).out_channels for name in names}
-
-
 RULES: dict[str, Callable[[Setup], dict[str, int]]] = {
     "uniform": uniform,
     "global-l1": partial(one_threshold, "l1"),
     "global-bn_scale": partial(one_threshold, "bn_scale"),
-    "fastnas": fastnas,
+    **PEERS,
 }
 
 
