@@ -9,93 +9,31 @@ from __future__ import annotations
 import logging
 import math
 import shlex
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import optuna
 import torch
-from optuna.samplers import BaseSampler
 from torch import nn
 
 from amc.data import Data
-from amc.errors import AmcError, Interrupted, SearchFailed, UsageError
+from amc.errors import Interrupted, SearchFailed, UsageError
 from amc.evaluate import Metric, Tune
-from amc.export import export_onnx
-from amc.policy import Policy, load_policy
-from amc.weights import save_weights, weights_sha256
-from latency.memory import resources
-from search.anchors import Chooser
 from search.compose import Setup, with_objects
+from search.conclude import Result, conclude, finished_result, report
 from search.display import Display
-from search.finish import SETTLED, Candidate, accuracies, finetune_steps, finish, measure_latency, policy_of, result_of
+from search.finish import SETTLED, accuracies, finetune_steps, finish
 from search.finished import RunResult, read_document
-from search.front import FRONT, FrontSampler, begin, front_lines, front_policy, front_problem, with_front
-from search.layers import layer_figures
-from search.live import watching
 from search.numbers import metric_name
-from search.report import notebook_html, write_report
-from search.run_directory import (
-    DENSE_ONNX,
-    MODEL,
-    MODEL_ONNX,
-    POLICY,
-    REPORT,
-    RESULT,
-    STUDY,
-    TABLE,
-    RunDirectory,
-    check_free,
-    check_resumable,
-    default_path,
-    owned,
-)
+from search.rounds import search_to_budget
+from search.run_directory import REPORT, RESULT, check_free, check_resumable, default_path, owned
 from search.run_sensitivity import write_sensitivity
-from search.settings import Settings, apart_from_workers, settings_from, shared_names
-from search.settle import FINALISTS, ranked, settle
-from search.start import prepare, resumed_settings, versions
-from search.storage import Leases, copy_study, open_shared, open_storage, released
-from search.strategies import make_sampler
-from search.strategies.moves import MovingSampler
-from search.study import Progress, SearchResult, open_study, search
+from search.settings import Settings, apart_from_workers, settings_from
+from search.start import prepare, resumed_settings
 from search.sweep import share
-from search.tensorboard import FOLDER as SCALARS
-from search.tensorboard import Scalars, check_installed
-from search.warm import policies, warm_start
+from search.tensorboard import check_installed
 
 log = logging.getLogger("amc")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run found.
-
-    policy: the best policy. model: the slim, fine-tuned model (None where a finished run is looked at again).
-    path: the run directory. summary: what `result.json` holds.
-    """
-
-    policy: Policy
-    model: nn.Module | None
-    path: Path
-    summary: Mapping[str, Any]
-
-    def __repr__(self) -> str:
-        best, dense = self.summary["best"], self.summary["dense"]
-        metric = self.summary["search"].get("metric", "accuracy")
-        return (
-            f"Result({self.path}: {metric} {best['accuracy']:.4f} of {dense['accuracy']:.4f}, "
-            f"{best['flops'] / dense['flops']:.3f} of the FLOPs, by {best['source']})"
-        )
-
-    def _repr_html_(self) -> str | None:
-        """What a notebook shows; without the run's files, it falls back on the text."""
-        try:
-            return notebook_html(self.path)
-        except AmcError:
-            return None
 
 
 def run(
@@ -168,7 +106,7 @@ def run_job(
     with owned(path, resume=resume) as directory:
         try:
             if resume and _asks_no_more(path, settings):
-                _report(directory)
+                report(directory)
                 return finished_result(path, display)
             if shared is not None:
                 share(shared, path)
@@ -177,12 +115,12 @@ def run_job(
             with closing(setup.executor or ExitStack()):
                 _announce(setup, display)
                 dense = _dense_accuracies(setup, display)
-                setup, found, proxy = _search(directory, setup, display)
+                setup, found, proxy = search_to_budget(directory, setup, display)
             if found.best is None:
                 raise SearchFailed(f"no trial of the search in {path} succeeded; run.log says why")
             best, uniform = finish(setup, found.best, directory.path, display)
             write_sensitivity(setup, found.trials, directory, display)
-            return _conclude(directory, setup, found, proxy, dense, best, uniform, display)
+            return conclude(directory, setup, found, proxy, dense, best, uniform, display)
         except KeyboardInterrupt:
             log.info("stopped by a signal")
             raise Interrupted(f"stopped; go on by: amc search --out {shlex.quote(str(path))} --resume") from None
@@ -194,12 +132,6 @@ def _asks_no_more(path: Path, settings: Settings) -> bool:
         return False
     before = settings_from(read_document(path / RESULT, RunResult).settings)
     return apart_from_workers(before) == apart_from_workers(settings_from(settings.as_json()))
-
-
-def finished_result(path: Path, display: Display) -> Result:
-    """The result of a finished run, from its files."""
-    display.say(f"the run in {path} is finished; there is nothing to go on with")
-    return Result(load_policy(path / POLICY), None, path, RunDirectory(path).read_json(RESULT))
 
 
 def _announce(setup: Setup, display: Display) -> None:
@@ -250,180 +182,3 @@ def _examples(data: Data) -> str:
     text = "examples: " + ", ".join(f"{name} {'none' if x is None else len(x)}" for name, x in splits.items())
     normalize = getattr(data.val, "normalize", None)
     return f"{text}; images normalized by {normalize}" if normalize is not None else text
-
-
-def _search(directory: RunDirectory, setup: Setup, display: Display) -> tuple[Setup, SearchResult, dict[str, object]]:
-    """Searches until the budget is met as measured.
-
-    Returns the setup of the last round, with its corrected costs, what was found, and what the score is worth.
-    """
-    settings, planned = setup.settings, setup.problem
-    front = front_problem(settings, planned)
-
-    def sampler(setup: Setup) -> BaseSampler:
-        if front:
-            return FrontSampler(front, settings.strategy, trials=settings.planned_trials(), seed=settings.seed)
-        made = make_sampler(settings.strategy, setup.problem, trials=settings.planned_trials(), seed=settings.seed)
-        if setup.problem is not planned and isinstance(made, MovingSampler):  # a further round
-            made.start_from(setup.problem.widths(one.widths) for one in ranked(setup.problem, study)[:FINALISTS])
-        return made
-
-    study, leases = _open_study(directory, setup, sampler(setup))
-    if front:
-        begin(study, front)
-    warm_start(study, setup.problem, settings.warm_start, leases)
-    chooser = _chooser(directory, setup)
-
-    def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
-        study.sampler = sampler(setup)
-        ends = time_limit and time_limit * (1 - chooser.share)
-        with watching(setup, study, display, trials, ends) as view:
-
-            def on_trial(progress: Progress) -> None:
-                best, latest = progress.best, progress.latest
-                done = progress.trials + progress.failed
-                reward = f"reward {latest.reward:.4f}" if latest else "failed"
-                log.info("trial %d: %s, best %s", done, reward, f"{best.reward:.4f}" if best else "none")
-                view.trial(progress)
-                if scalars:
-                    scalars.catch_up(study)
-
-            found = search(
-                front or setup.problem,
-                study,
-                trials=trials,
-                time_limit=ends,
-                seed=settings.seed,
-                on_trial=on_trial,
-                executor=setup.executor,
-                leases=leases,
-            )
-        if front:
-            return with_front(found, study, front, setup.problem)
-        with display.bar("checking the score by longer fine-tunes") as report:
-            return chooser.choose(setup.problem, study, found, report)
-
-    recording = Scalars(directory / SCALARS, setup.problem) if settings.tensorboard else nullcontext()
-    with released(study), recording as scalars:
-        if scalars:
-            scalars.catch_up(study)
-        setup, found = settle(setup, study, search_round)
-        if leases:
-            copy_study(study, directory / STUDY)
-    if setup.bench is not None:
-        setup.bench.table.save(directory / TABLE)
-    return setup, found, chooser.proxy()
-
-
-def _chooser(directory: RunDirectory, setup: Setup) -> Chooser:
-    """Who chooses the policy that the search ends with; by the score alone without training examples.
-
-    So it is without score steps, for a front, and in a study that processes share, each of which would make its own.
-    """
-    settings, evaluator = setup.settings, setup.evaluator
-    makes = evaluator.trains and settings.score_steps and not settings.pareto and settings.storage is None
-    share = settings.anchor_share if makes else 0.0
-    images = (settings.score_images or len(setup.data.val)) + settings.calibration_images
-    rest = images / (3 * settings.score_batch)  # a step is a forward and a backward pass, three of a forward one
-    return Chooser(directory, evaluator.recovered, score_steps=settings.score_steps, share=share, rest=rest)
-
-
-def _open_study(directory: RunDirectory, setup: Setup, sampler: BaseSampler) -> tuple[optuna.Study, Leases | None]:
-    """The run's own study, or the one that it shares with other processes, which must have the same settings."""
-    settings = setup.settings
-    if settings.storage is None:
-        if not (directory / STUDY).exists():
-            policies(setup.problem, settings.warm_start)  # what can't be read is refused before there is a study
-        return open_study(open_storage(directory / STUDY), "search", sampler), None
-    storage = open_shared(settings.storage)
-    leases, study = Leases(storage), open_study(storage, settings.study, sampler)
-    mine = {name: value for name, value in settings.as_json().items() if name in shared_names()}
-    mine |= {"data_fingerprint": setup.data.fingerprint, "weights": weights_sha256(setup.loaded.model)}
-    with leases.locked():
-        theirs = study.user_attrs.get("run")
-        if theirs is None:
-            study.set_user_attr("run", mine)
-    for name, value in mine.items():
-        if theirs is not None and theirs.get(name) != value:
-            raise UsageError(
-                f"the study {settings.study!r} in the database was begun with another {name} ({theirs.get(name)!r}, "
-                f"not {value!r}); processes that share a study need the same, and another search another --study NAME"
-            )
-    return study, leases
-
-
-def _conclude(
-    directory: RunDirectory,
-    setup: Setup,
-    found: SearchResult,
-    proxy: Mapping[str, object],
-    dense: tuple[float, float | None],
-    best: Candidate,
-    uniform: Candidate,
-    display: Display,
-) -> Result:
-    """Writes the models, the policy and the result; the result last, since it marks the run as finished."""
-    winner = _winner(setup.settings, best, uniform)
-    searched = {
-        "strategy": setup.settings.strategy,
-        "trials": found.trials,
-        "failed": found.failed,
-        "seconds": found.seconds,
-        "evaluation_seconds": found.evaluation_seconds,
-        "seed": setup.settings.seed,
-        "metric": metric_name(setup.metric),
-        "widths": dict(best.widths),
-    }
-    policy = policy_of(setup, winner, found.trials, versions())
-    with directory.replacing() as new:
-        with display.bar("exporting and measuring") as report:
-            save_weights(winner.model, new / MODEL)
-            export_onnx(winner.model, setup.loaded.inputs, new / MODEL_ONNX)
-            with _uniform_file(setup, winner, uniform, new / MODEL_ONNX) as files:
-                readings = measure_latency(setup, directory / DENSE_ONNX, files, report)
-                batch, every = setup.settings.latency_batch, {"dense": directory / DENSE_ONNX, **files}
-                memory = {name: resources(path.read_bytes(), batch)["memory"] for name, path in every.items()}
-            profiled = {"dense": directory / DENSE_ONNX, "best": new / MODEL_ONNX}
-            layers = layer_figures(setup, winner.widths, profiled)
-        policy.save(new / POLICY)
-        front = {f"{FRONT}{i}.json": outcome for i, outcome in enumerate(found.front, 1)}
-        for name, outcome in front.items():
-            front_policy(policy, outcome, setup.order).save(new / name)
-        summary = result_of(setup, dense, winner, uniform, readings, memory, searched, proxy)
-        summary |= {"layers": layers} | ({"front": front_lines(front)} if front else {})
-        RunDirectory(new).write_json(RESULT, summary)
-    for stale in set(directory.path.glob(f"{FRONT}*.json")) - {directory / name for name in front}:
-        stale.unlink()
-    _report(directory)
-    return Result(policy, winner.model, directory.path, summary)
-
-
-def _winner(settings: Settings, best: Candidate, uniform: Candidate) -> Candidate:
-    """The better of the two, both of which are within the budget."""
-    if best.accuracy >= uniform.accuracy:
-        return best
-    if not settings.finetune_epochs:
-        log.warning(
-            "without a fine-tune the uniform policy is the better one; what the search found, for a fine-tune of your "
-            "own, is under `search` in result.json"
-        )
-    return uniform
-
-
-def _report(directory: RunDirectory) -> None:
-    try:
-        write_report(directory.path)
-    except Exception as error:  # what was found stays found
-        log.warning("the report could not be written (`amc report %s` tries again): %s", directory.path, error)
-
-
-@contextmanager
-def _uniform_file(setup: Setup, winner: Candidate, uniform: Candidate, best: Path) -> Iterator[dict[str, Path]]:
-    """The ONNX files to measure: the winner's, and the uniform policy's in a temporary place where it is another."""
-    if winner.widths == uniform.widths:
-        yield {"best": best}
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        other = Path(folder, "uniform.onnx")
-        export_onnx(uniform.model, setup.loaded.inputs, other)
-        yield {"best": best, "uniform": other}

@@ -252,14 +252,14 @@ def for_a_moment() -> Iterator[None]:
 
 def _leave_out() -> None:
     """Takes what is slow out of the program, and leaves that it writes a file."""
-    import search.job
+    import search.conclude
     import search.start
     from amc.files import write_atomic
 
-    for module in (search.job, search.start):
+    for module in (search.conclude, search.start):
         module.export_onnx = lambda model, inputs, path: write_atomic(path, EMPTY_MODEL)
-    search.job.measure_latency = lambda *_: {}
-    search.job.write_report = lambda path: write_atomic(path / "report.html", "")
+    search.conclude.measure_latency = lambda *_: {}
+    search.conclude.write_report = lambda path: write_atomic(path / "report.html", "")
 
 
 def _wait(child: int, seconds: float) -> tuple[int, float]:
