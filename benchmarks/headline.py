@@ -11,9 +11,11 @@ with its search time (of the processor: other work on the machine changes it lit
 trains every policy of that file for every seed that it lacks, so both can be stopped and started again. The last writes
 `docs/benchmarks.md`.
 
-Only channels inside blocks are pruned, as all peers do. Fine-tuning starts from the plain slice (channels by L1): two
-epochs of SGD with Nesterov momentum 0.9 and weight decay 1e-4, one-cycle rate peaking at 0.02 after a tenth, batches of
-128, one random crop a batch (padding 4) and a flip an image. Accuracy is on the test split.
+Only channels inside blocks are pruned, as all peers do; with `--whole`, also those of the residual stream, and the
+policy is called `NAME-whole`. Fine-tuning starts from the plain slice (channels by L1), or with `--refitted` from the
+least-squares weights of `--reconstruct`, kept as of `NAME-refitted`: two epochs of SGD with Nesterov momentum 0.9 and
+weight decay 1e-4, one-cycle rate peaking at 0.02 after a tenth, batches of 128, one random crop a batch (padding 4) and
+a flip an image. Accuracy is on the test split.
 """
 
 from __future__ import annotations
@@ -33,13 +35,11 @@ from peers import PEERS
 from torch import nn
 
 from amc.data import IMAGENET_MEAN, IMAGENET_STD
-from amc.evaluate import accuracy, batches_of, kept_units
+from amc.evaluate import accuracy, batches_of
 from amc.files import write_atomic
 from amc.finetune import Batch, Split, train
-from amc.importance import rank
 from amc.layout import arranged
 from amc.seeding import seeded
-from amc.slim import slim
 from search import run
 from search.compose import Setup, compose
 from search.settings import settings_from
@@ -61,7 +61,8 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "budget": BUDGET,
-        "only": INNER,
+        "only": () if args.whole else INNER,
+        "reconstruct": args.refitted,
         "threads": args.threads,
     }
 
@@ -78,16 +79,21 @@ def search(args: argparse.Namespace) -> None:
         widths, note = searched(args)
     kept = load(args.model)
     policy = {"widths": widths, "search_seconds": time.process_time() - start, **note, "test": {}}
-    kept["policies"][args.name or args.strategy] = policy
+    kept["policies"][name_of(args)] = policy
     save(args.model, kept)
-    print(args.strategy, widths)
+    print(name_of(args), widths)
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """The name of the policy in the results."""
+    return (args.name or args.strategy) + ("-whole" if args.whole else "")
 
 
 def searched(args: argparse.Namespace) -> tuple[dict[str, int], dict[str, Any]]:
     """What a strategy of ours finds, and what is worth noting of its run, which goes on if it is there."""
     limits = {"trials": args.trials} if args.trials else {"time_limit": args.time_limit}
     limits |= {"score_steps": args.score_steps} if args.score_steps else {}
-    out = Path("runs", f"headline-{args.model}-{args.name or args.strategy}")
+    out = Path("runs", f"headline-{args.model}-{name_of(args)}")
     resumed = out.exists()
     more = {"strategy": args.strategy, "seed": args.seed, "finetune_epochs": 0, **limits}
     found = run(out=out, resume=resumed, **settings(args), **more).summary
@@ -137,35 +143,36 @@ RULES: dict[str, Callable[[Setup], dict[str, int]]] = {
 def finetune(args: argparse.Namespace) -> None:
     """Trains what has no result yet."""
     setup = compose(settings_from(settings(args)))
-    kept = load(args.model)
-    order = rank(setup.loaded.model, setup.structure, "l1")
     assert setup.data.test is not None
     full = setup.costs["flops"]([group.channels for group in setup.problem.groups])
     for seed in range(args.seeds):
-        for name, policy in kept["policies"].items():
-            if str(seed) in policy["test"] or (args.only and name not in args.only):
+        for name, policy in load(args.model)["policies"].items():
+            under = f"{name}-refitted" if args.refitted else name
+            done = load(args.model)["policies"].get(under, {"test": {}})["test"]
+            if str(seed) in done or (args.only and name not in args.only):
                 continue
-            model = recovered(setup, order, policy["widths"], seed)
+            model, widths = recovered(setup, policy["widths"], seed)
             reached = accuracy(model, batches_of(setup.data.test))
-            print(name, seed, reached, flush=True)
+            print(under, seed, reached, flush=True)
             kept = load(args.model)  # again: another process may have added to it
-            policy = kept["policies"][name]
-            policy["flops"] = setup.costs["flops"](setup.problem.widths(policy["widths"])) / full
-            policy["test"][str(seed)] = reached
+            entry = kept["policies"].setdefault(under, policy | {"test": {}})
+            entry["flops"] = setup.costs["flops"](setup.problem.widths(widths)) / full
+            entry["test"][str(seed)] = reached
             save(args.model, kept)
-    if "dense" not in kept:
+    if "dense" not in load(args.model):
         reached = accuracy(setup.loaded.model, batches_of(setup.data.test))
         save(args.model, load(args.model) | {"dense": reached})
 
 
-def recovered(setup: Setup, order: Mapping[str, np.ndarray], widths: Mapping[str, int], seed: int) -> nn.Module:
-    """The slim model, fine-tuned by the recipe at the head of this file."""
-    model, split = slim(setup.loaded.model, setup.structure, kept_units(order, widths)), setup.data.train
+def recovered(setup: Setup, named: Mapping[str, int], seed: int) -> tuple[nn.Module, dict[str, int]]:
+    """The slim model, fine-tuned by the recipe at the head of this file, and all widths: unnamed groups are whole."""
+    widths = {group.name: named.get(group.name, group.channels) for group in setup.problem.groups}
+    model, split = setup.evaluator.candidate(widths), setup.data.train
     assert split is not None
     steps = EPOCHS * (len(split) // BATCH)
     with seeded(seed, "headline"):
         train(arranged(model, torch.channels_last), drawn(split, steps, seed), steps=steps, lr=RATE)
-    return model
+    return model, widths
 
 
 def drawn(split: Split, steps: int, seed: int) -> Iterator[Batch]:
@@ -208,6 +215,8 @@ def main() -> None:
         sub.add_argument("--threads", type=int)
     one, all_ = verbs.choices["search"], verbs.choices["finetune"]
     one.add_argument("--strategy", required=True, choices=list(dict.fromkeys([*STRATEGIES, *RULES])))
+    one.add_argument("--whole", action="store_true", help="the residual stream may lose channels, too")
+    one.set_defaults(refitted=False)
     one.add_argument("--name", help="of the policy in the results (default: the strategy's)")
     one.add_argument("--trials", type=int)
     one.add_argument("--time-limit", type=float, default=600.0, help="seconds")
@@ -215,6 +224,8 @@ def main() -> None:
     one.add_argument("--seed", type=int, default=0)
     all_.add_argument("--seeds", type=int, default=3)
     all_.add_argument("--only", nargs="*", help="names of policies")
+    all_.add_argument("--refitted", action="store_true", help="start from least-squares weights")
+    all_.set_defaults(whole=True)  # policies name the groups that are not
     args = parser.parse_args()
     args.run(args)
 

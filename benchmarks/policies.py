@@ -21,7 +21,6 @@ from headline import recovered, settings
 
 from amc.evaluate import accuracy, batches_of
 from amc.files import write_atomic
-from amc.importance import rank
 from amc.problem import Problem
 from search.compose import compose
 from search.settings import settings_from
@@ -58,15 +57,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--shard", default="0/1", metavar="I/N")
+    parser.set_defaults(whole=False, refitted=False)
     args = parser.parse_args()
     setup = compose(settings_from(settings(args)))
-    order = rank(setup.loaded.model, setup.structure, "l1")
     index, of = map(int, args.shard.split("/"))
     for i, widths in list(enumerate(drawn(setup.problem, args.count)))[index::of]:
         name = f"r{i:02}"
         if name in [policy["name"] for policy in load(args.model)["policies"]]:
             continue
-        model = recovered(setup, order, setup.problem.named(widths), seed=0)
+        model, _ = recovered(setup, setup.problem.named(widths), seed=0)
         splits = {"val": setup.data.val, "test": setup.data.test}
         reached = {split: accuracy(model, batches_of(data)) for split, data in splits.items() if data is not None}
         kept = load(args.model)  # again: another process may have added to it
