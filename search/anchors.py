@@ -1,11 +1,13 @@
 """What the search's score is worth: some of its policies are fine-tuned for longer, and the run learns from these.
 
 A quick score is noisy, and on some networks it favours the wrong policies. So a share of the search goes to *anchors*,
-policies from all over the ranking that are fine-tuned several times as long. They say how far the ranking can be
-trusted (Spearman's correlation, in `result.json`), and they calibrate it: accuracy after the long fine-tune is
-regressed on the score and on the parameters that a policy keeps. Capacity is worth something after a long fine-tune on
-some networks and nothing on others, so its weight starts low and follows the anchors. The policy that the search ends
-with has the best calibrated score; the best raw one is the luckiest.
+policies from all over the ranking that are fine-tuned several times as long: half of them the most different of the
+best, the *contenders*, since those of a search that has settled are near copies and teach nothing. They say how far the
+ranking can be trusted (Spearman's correlation, in `result.json`), and they calibrate it: accuracy after the long
+fine-tune is regressed on the score and on the parameters that a policy keeps. Capacity is worth something after a long
+fine-tune on some networks and nothing on others, so its weight starts low and follows the anchors. The policy that the
+search ends with is the contender of the best calibrated score; the best raw one is the luckiest, and on those that are
+no contenders a few noisy anchors, extrapolated, can make anything look good.
 
 The runs of a sweep share their anchors: what score and capacity are worth is learned from those of all budgets so far,
 each compared with the others of its own budget. The correlation is over a run's own: between budgets, size decides.
@@ -119,13 +121,29 @@ def smoothed(problem: Problem, scored: Sequence[Outcome]) -> np.ndarray:
     return Surrogate(problem, seen).predict([one.widths for one in seen])[0]
 
 
-def spread(scores: np.ndarray, count: int) -> list[int]:
-    """Indices of up to `count` anchors: half of them from the top, where the choice is made, the rest all over."""
-    ranked = [int(i) for i in np.argsort(-scores, kind="stable")]
-    top = ranked[: count - count // 2]
-    rest = ranked[len(top) :]
-    places = np.linspace(0, len(rest) - 1, count - len(top) + 1)[1:] * 0.75  # the worst are no news
-    return list(dict.fromkeys([*top, *(rest[int(place)] for place in places if rest)]))
+def contenders(rewards: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the best quarter, best first, or of the best `count` where these are more."""
+    return np.argsort(-rewards, kind="stable")[: max(len(rewards) // 4, count, 1)]
+
+
+def spread(problem: Problem, scored: Sequence[Outcome], rewards: np.ndarray, count: int) -> list[int]:
+    """Indices of up to `count` anchors: half of them contenders, where the choice is made, the rest all over.
+
+    The contenders are the best and whoever is farthest from those taken so far, in logarithms of the keep ratios.
+    """
+    if not count:
+        return []
+    channels = [group.channels for group in problem.groups]
+    places = np.log(np.array([problem.widths(one.widths) for one in scored]) / channels)
+    top = contenders(rewards, count)
+    near = np.full(len(top), np.inf)
+    chosen = [int(top[0])]
+    while len(chosen) < min(count - count // 2, len(top)):
+        near = np.minimum(near, np.square(places[top] - places[chosen[-1]]).sum(axis=1))
+        chosen.append(int(top[np.argmax(near)]))
+    rest = [int(i) for i in np.argsort(-rewards, kind="stable") if i not in chosen]
+    wanted = np.linspace(0, len(rest) - 1, count - len(chosen) + 1)[1:] * 0.75  # the worst are no news
+    return list(dict.fromkeys([*chosen, *(rest[int(place)] for place in wanted if rest)]))
 
 
 # ---- what the anchors teach
@@ -219,6 +237,12 @@ def _read(directory: RunDirectory) -> _File:
         return _File()
 
 
+def _rewards(problem: Problem, scored: Sequence[Outcome], accuracies: np.ndarray) -> np.ndarray:
+    """`(policies,)` rewards, were these their accuracies."""
+    pairs = zip(accuracies, scored, strict=True)
+    return np.array([problem.reward(float(accuracy), one.costs, problem.budget) for accuracy, one in pairs])
+
+
 class Chooser:
     """Chooses the policy that a search ends with; what was fine-tuned is kept in the run's directory.
 
@@ -247,18 +271,19 @@ class Chooser:
         scores = smoothed(problem, scored)
         planned = plan(len(scored), self._score_steps, self.share, self._rest)
         self.steps = planned.steps
-        chosen = [scored[i] for i in spread(scores, planned.count)] if planned.count else []
+        rewards = _rewards(problem, scored, scores)
+        chosen = [scored[i] for i in spread(problem, scored, rewards, planned.count)]
         self.anchors = tuple(self._anchored(problem, chosen, report))
         self._say()
         self._note_scores(problem, scored, scores)
         lessons = self._lessons(problem) if self.anchors else []
         self.shared = sum(len(one.scores) for one in lessons)
-        expected = calibrated(problem, scored, scores, self.anchors, lessons)
-        rewards = [problem.reward(float(a), one.costs, problem.budget) for a, one in zip(expected, scored, strict=True)]
+        expected = _rewards(problem, scored, calibrated(problem, scored, scores, self.anchors, lessons))
+        best = max(contenders(rewards, planned.count), key=lambda i: expected[i])
         spent = sum(kept.seconds for kept in self._kept)
         return replace(
             found,
-            best=scored[int(np.argmax(rewards))],
+            best=scored[best],
             seconds=found.seconds + spent,
             evaluation_seconds=found.evaluation_seconds + spent,
         )

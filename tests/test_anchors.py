@@ -42,13 +42,48 @@ def test_anchors_take_their_share_and_no_more() -> None:
         assert planned.count * planned.steps <= 0.25 * trials * 30 + 1e-9
 
 
+def scored_at_random(problem: Problem, count: int, seed: int = 1) -> list[Outcome]:
+    rng = np.random.default_rng(seed)
+    return [problem.evaluate([int(rng.integers(2, g.channels + 1)) for g in problem.groups]) for _ in range(count)]
+
+
 def test_anchors_are_the_best_and_a_spread_of_the_rest() -> None:
-    scores = np.arange(40.0)[::-1]
-    chosen = spread(scores, 6)
-    assert chosen[:3] == [0, 1, 2]
+    problem, _, _ = sized()
+    scored = scored_at_random(problem, 40)
+    rewards = np.arange(40.0)[::-1]
+    chosen = spread(problem, scored, rewards, 6)
+    assert chosen[0] == 0
+    assert all(i < 10 for i in chosen[:3]), "of the best quarter"
     assert len(set(chosen)) == 6
-    assert all(3 <= i < 35 for i in chosen[3:])
-    assert [sorted(spread(np.arange(few), 12)) for few in (1, 2, 3)] == [[0], [0, 1], [0, 1, 2]]
+    assert max(chosen[3:]) < 35
+    assert max(chosen) > 20
+    few = [sorted(spread(problem, scored[:n], np.arange(n) * 1.0, 12)) for n in (1, 2, 3)]
+    assert few == [[0], [0, 1], [0, 1, 2]]
+    assert spread(problem, scored, rewards, 0) == []
+
+
+def test_anchors_are_no_copies_of_one_another() -> None:
+    """A search that has settled scores one policy's neighbours best; the others of the best quarter teach more."""
+    problem, _, _ = sized()
+    near = [problem.evaluate([group.channels // 2 + i % 2 for group in problem.groups]) for i in range(8)]
+    scored = [*near, *scored_at_random(problem, 32)]
+    chosen = spread(problem, scored, np.arange(40.0)[::-1], 6)
+    assert chosen[0] == 0
+    assert set(chosen[1:3]) == {8, 9}
+
+
+def test_anchors_by_which_bad_policies_look_good_do_not_choose_them(tmp_path: Path) -> None:
+    """Where those of the best scores happened to be trained badly, the regression praises what scored worst."""
+    problem, study, found = sized()
+    scored = policies(problem, study)
+    best = float(np.quantile([one.accuracy for one in scored], 0.75))
+    chooser = Chooser(
+        RunDirectory(tmp_path), lambda widths, steps: 1 - problem.evaluate(widths).accuracy, score_steps=30, share=0.2
+    )
+    chosen = chooser.choose(problem, study, found, lambda done, total: None)
+    assert chooser.proxy()["spearman"] == pytest.approx(-1)
+    assert chosen.best is not None
+    assert chosen.best.accuracy >= best - 0.1 * np.std([one.accuracy for one in scored])
 
 
 def test_trust_is_spearmans_correlation_and_nothing_where_nothing_differs() -> None:

@@ -194,7 +194,7 @@ def test_a_finished_study_is_one_whole_file(finished):
 def test_data_that_changed_is_refused(tmp_path):
     model, out = _net(), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "_search", _interrupt)
+        patch.setattr(job, "search_to_budget", _interrupt)
         with pytest.raises(Interrupted):
             run(model=model, data=_data(200), budget="flops=0.5", out=out)
     with pytest.raises(DataError, match=r"the data of the run in .* has changed"):
