@@ -162,12 +162,13 @@ class Budget:
         """Whether the policy is within every limit."""
         return all(limit.met(widths) for limit in self.limits)
 
-    def max_width(self, prefix: Sequence[int], group: int) -> int:
-        """The largest width of `groups[group]` that still allows a feasible policy.
+    def max_width(self, prefix: Sequence[int], group: int, rest: Sequence[int] | None = None) -> int:
+        """The largest width of `groups[group]` that still allows a feasible policy; its floor where none does.
 
-        prefix: the widths of the groups before it; the later groups are taken at their floor.
+        prefix: the widths of the groups before it. rest: widths of all groups, those of the later ones are taken from
+        it (default: the floor). With `rest=dense`, whatever is above uses the budget up without them.
         """
-        allowed, later = self.groups[group].widths, self.floor[group + 1 :]
+        allowed, later = self.groups[group].widths, (self.floor if rest is None else rest)[group + 1 :]
         low, high = 0, len(allowed) - 1
         while low < high:
             middle = (low + high + 1) // 2

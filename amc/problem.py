@@ -111,9 +111,14 @@ class Problem:
     def admit(self, widths: Sequence[float]) -> tuple[int, ...]:
         """The policy that stands for a proposal of widths in the groups' order, whatever they are.
 
-        It is within the budget, and uses it up where the reward counts accuracy alone: what is unspent buys nothing.
+        It is within the budget, and uses it up where that is what pays.
         """
-        return self.budget.fill(widths) if self.reward is accuracy_reward else self.budget.project(widths)
+        return self.budget.fill(widths) if self.spends else self.budget.project(widths)
+
+    @property
+    def spends(self) -> bool:
+        """Whether policies use the budget up: where the reward counts accuracy alone, what is unspent buys nothing."""
+        return self.reward is accuracy_reward
 
     def under(self, budget: Budget, costs: Mapping[str, Cost]) -> Problem:
         """The same problem under another budget and other costs; accuracies that are known stay known."""

@@ -60,6 +60,8 @@ def test_max_width_is_the_largest_that_later_groups_at_their_floor_allow(structu
         best = budget.max_width(prefix, i)
         feasible = [w for w in group.widths if budget.met((*prefix, w, *budget.floor[i + 1 :]))]
         assert best == feasible[-1]
+        filling = [w for w in group.widths if budget.met((*prefix, w, *budget.dense[i + 1 :]))]
+        assert budget.max_width(prefix, i, rest=budget.dense) == max(filling, default=group.widths[0])
         prefix.append(rng.choice([w for w in group.widths if w <= best]))
     assert budget.met(prefix)
 

@@ -129,6 +129,25 @@ def test_the_replay_buffer_holds_executed_actions_and_takes_the_baseline_off_whe
     assert buffer.sample(4).rewards.numpy() == pytest.approx(0.5, abs=1e-5)
 
 
+@pytest.mark.parametrize("frugal", [False, True])
+def test_every_other_episode_of_ddpg_uses_the_budget_up_by_itself(frugal, monkeypatch):
+    """An actor that asks for the floor everywhere gets it in the first groups then, and the last are kept."""
+    problem, _ = concave(4)
+    if frugal:
+        problem = Problem(problem.groups, problem.budget, problem._evaluate, reward=lambda accuracy, *_: accuracy)
+    sampler = DDPGSampler(problem, trials=40, seed=0)
+    _, study = run("random", problem, trials=12)
+    monkeypatch.setattr(sampler, "_learn", lambda trial: None)
+    monkeypatch.setattr(sampler, "_act", lambda *given: -1.0)
+    floor = tuple(group.floor for group in problem.groups)
+
+    proposal = sampler.propose(study, study.trials[0])
+    assert proposal[0] == floor[0]
+    assert proposal == (floor if frugal else problem.budget.fill(proposal))
+    study.add_trial(study.trials[0])
+    assert sampler.propose(study, study.trials[0]) == floor
+
+
 def test_truncated_normal_stays_inside_and_has_the_right_mean():
     rng = np.random.default_rng(0)
     draws = [truncated_normal(0.0, 0.5, rng) for _ in range(4000)]

@@ -11,6 +11,9 @@ What differs from Stable-Baselines3's DDPG, all of it in this file:
 - rewards are scaled by their spread and a moving average is subtracted when they are sampled, not when they are stored
   (AMC's baseline, as it is *now*);
 - exploration is truncated-normal noise on the keep ratio, drawn here, decaying an episode at a time;
+- AMC bounds actions from above, so that the budget is met. Where policies use the budget up, every other episode bounds
+  them from below as well, so that it is used up without scaling: an actor that asks for the floor everywhere would be
+  scaled to equal widths each time, be rewarded for these, and never learn what the floor is worth;
 - `learn()` is not used: trials come from the study, and each is followed by one `train(k)` call.
 """
 
@@ -133,9 +136,18 @@ class DDPGSampler(WidthSampler):
                 if other.number not in self._learned:
                     self._learn(other)
             self._env.reset()
-            for group in self.problem.groups:
-                self._env.decide(self._act(len(ended), group.floor / group.channels, rng))
+            for index, group in enumerate(self.problem.groups):
+                action = self._act(len(ended), group.floor / group.channels, rng)
+                self._env.decide(max(action, self._least(len(ended), index)))
         return self._env.executed
+
+    def _least(self, episode: int, index: int) -> float:
+        """The action below which the later groups, at full, leave budget; -1 in episodes without such a bound."""
+        if episode < self._warmup or episode % 2 or not self.problem.spends:
+            return -1.0
+        group, budget = self.problem.groups[index], self.problem.budget
+        least = budget.max_width(self._env.executed, index, rest=budget.dense)
+        return action_of(least, group.floor, group.channels)
 
     def _act(self, episode: int, floor: float, rng: np.random.Generator) -> float:
         """An action in [-1, 1]: random in the warm-up, then the actor's with truncated-normal noise on its ratio."""
