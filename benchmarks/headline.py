@@ -79,6 +79,8 @@ def search(args: argparse.Namespace) -> None:
         widths, note = searched(args)
     kept = load(args.model)
     policy = {"widths": widths, "search_seconds": time.process_time() - start, **note, "test": {}}
+    if args.warm_start:
+        policy["search_seconds"] += kept["policies"][args.warm_start]["search_seconds"]
     kept["policies"][name_of(args)] = policy
     save(args.model, kept)
     print(name_of(args), widths)
@@ -93,13 +95,20 @@ def searched(args: argparse.Namespace) -> tuple[dict[str, int], dict[str, Any]]:
     """What a strategy of ours finds, and what is worth noting of its run, which goes on if it is there."""
     limits = {"trials": args.trials} if args.trials else {"time_limit": args.time_limit}
     limits |= {"score_steps": args.score_steps} if args.score_steps else {}
-    out = Path("runs", f"headline-{args.model}-{name_of(args)}")
+    limits |= {"warm_start": [str(run_of(args, args.warm_start))]} if args.warm_start else {}
+    out = run_of(args, name_of(args))
     resumed = out.exists()
     more = {"strategy": args.strategy, "seed": args.seed, "finetune_epochs": 0, **limits}
     found = run(out=out, resume=resumed, **settings(args), **more).summary
     note = {"trials": found["search"]["trials"], "spearman": found["proxy"]["spearman"]}
+    note |= {"warm_start": args.warm_start} if args.warm_start else {}
     note |= {"search_seconds": found["search"]["seconds"]} if resumed else {}  # of the clock, of all its parts
     return found["search"]["widths"], note  # nothing is fine-tuned yet, so which is best is not known
+
+
+def run_of(args: argparse.Namespace, name: str) -> Path:
+    """The run that found a policy."""
+    return Path("runs", f"headline-{args.model}-{name}")
 
 
 def uniform(setup: Setup) -> dict[str, int]:
@@ -221,6 +230,7 @@ def main() -> None:
     one.add_argument("--trials", type=int)
     one.add_argument("--time-limit", type=float, default=600.0, help="seconds")
     one.add_argument("--score-steps", type=int, help="of each candidate's quick fine-tune (default: as ever)")
+    one.add_argument("--warm-start", metavar="NAME", help="of a policy found here, whose run this one starts from")
     one.add_argument("--seed", type=int, default=0)
     all_.add_argument("--seeds", type=int, default=3)
     all_.add_argument("--only", nargs="*", help="names of policies")

@@ -61,7 +61,7 @@ Half of the FLOPs, only channels inside blocks; every policy fine-tuned the same
 NVIDIA ModelOpt's FastNAS; one that holds 0 says that these seeds can't tell. Dense: {dense}.
 
 FastNAS scored 1,000 images for each candidate, after 512 that recalibrate batch norm, as ours. Search times, anchors
-included, are of one thread of the processor.{note}
+and those of a run that it was warm-started from included, are of one thread of the processor.{note}
 
 | policy | trials | FLOPs | accuracy | against uniform | against FastNAS | search, s |
 |---|---:|---:|---:|---:|---:|---:|
@@ -133,8 +133,10 @@ def headline_section(kept: dict[str, Any]) -> str:
         found = policy["test"]
         gaps = [difference(found, rival) if rival is not found else "" for rival in rivals]
         reached = f"{np.mean(list(found.values())):.4f} ({len(found)} seed{'s' * (len(found) > 1)})"
+        trials = f"{policy.get('trials', '')}"
+        trials += f" after `{policy['warm_start']}`" if "warm_start" in policy else ""
         text += (
-            f"| `{name}` | {policy.get('trials', '')} | {policy['flops']:.3f} | {reached} "
+            f"| `{name}` | {trials} | {policy['flops']:.3f} | {reached} "
             f"| {' | '.join(gaps)} | {policy['search_seconds']:.0f} |\n"
         )
     return text
