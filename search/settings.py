@@ -163,7 +163,7 @@ class Settings:
     round_to: int = option(1, "groups", "widths are multiples of this", parse=whole(1), metavar="N")
     min_keep: float = option(0.0, "groups", "smallest keep ratio of a group", parse=number(0, 1), metavar="RATIO")
     score_steps: int = option(
-        10, "score", "steps of the quick fine-tune of each candidate; 0 leaves it out", parse=whole(0), metavar="N"
+        30, "score", "steps of the quick fine-tune of each candidate; 0 leaves it out", parse=whole(0), metavar="N"
     )
     score_batch: int = option(128, "score", "its batch size", parse=whole(1), metavar="N")
     score_lr: float = option(0.02, "score", "its peak learning rate", parse=number(0, 10), metavar="RATE")
