@@ -90,7 +90,11 @@ def fastnas(setup: Setup) -> dict[str, int]:
 
 
 def nni(setup: Setup, episodes: int = 60) -> dict[str, int]:
-    """NNI's AMC. Its budget counts only the pruned layers' own FLOPs, so it may end a little above half of all."""
+    """NNI's AMC: the decisions of its best episode.
+
+    Its budget counts only the pruned layers' own FLOPs, so they may end a little above half of all. The model that it
+    returns has been pruned by them twice: an episode's last step applies all decisions to the model that has them.
+    """
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # it loads whole models that it wrote itself
     from nni.algorithms.compression.v2.pytorch.pruning import AMCPruner
 
@@ -112,8 +116,9 @@ def nni(setup: Setup, episodes: int = 60) -> dict[str, int]:
             log_dir=folder,
         )
         pruner.compress()
-        _, pruned, *_ = pruner.get_best_result()
-        return widths_of(pruned, setup)
+        *_, decisions = pruner.get_best_result()
+    cut = {one["op_names"][0]: one["total_sparsity"] for one in decisions}
+    return {group.name: group.channels - int(group.channels * cut[group.name]) for group in setup.problem.groups}
 
 
 def torch_pruning(setup: Setup) -> dict[str, int]:
