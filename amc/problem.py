@@ -131,10 +131,6 @@ class Problem:
         """Takes an outcome from elsewhere (an earlier run, another process) as known."""
         self._known[self.widths(outcome.widths)] = outcome
 
-    def recall(self, policy: Any) -> Outcome | None:
-        """The outcome of a policy that was scored before, if it was."""
-        return self._known.get(self.widths(policy))
-
     def named(self, widths: Sequence[int]) -> dict[str, int]:
         """Widths in the groups' order as a mapping by group name."""
         return {group.name: int(width) for group, width in zip(self.groups, widths, strict=True)}

@@ -72,6 +72,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def search(args: argparse.Namespace) -> None:
     """Finds one policy, and keeps it."""
+    earlier = load(args.model)["policies"][args.warm_start]["search_seconds"] if args.warm_start else 0.0
     start = time.process_time()
     if args.strategy in RULES:
         widths, note = RULES[args.strategy](compose(settings_from(settings(args)))), {}
@@ -79,8 +80,7 @@ def search(args: argparse.Namespace) -> None:
         widths, note = searched(args)
     kept = load(args.model)
     policy = {"widths": widths, "search_seconds": time.process_time() - start, **note, "test": {}}
-    if args.warm_start:
-        policy["search_seconds"] += kept["policies"][args.warm_start]["search_seconds"]
+    policy["search_seconds"] += earlier
     kept["policies"][name_of(args)] = policy
     save(args.model, kept)
     print(name_of(args), widths)
@@ -98,7 +98,7 @@ def searched(args: argparse.Namespace) -> tuple[dict[str, int], dict[str, Any]]:
     limits |= {"warm_start": [str(run_of(args, args.warm_start))]} if args.warm_start else {}
     out = run_of(args, name_of(args))
     resumed = out.exists()
-    more = {"strategy": args.strategy, "seed": args.seed, "finetune_epochs": 0, **limits}
+    more = {"strategy": args.strategy, "seed": args.seed, "finetune_epochs": 0, "workers": args.workers, **limits}
     found = run(out=out, resume=resumed, **settings(args), **more).summary
     note = {"trials": found["search"]["trials"], "spearman": found["proxy"]["spearman"]}
     note |= {"warm_start": args.warm_start} if args.warm_start else {}
@@ -232,6 +232,7 @@ def main() -> None:
     one.add_argument("--score-steps", type=int, help="of each candidate's quick fine-tune (default: as ever)")
     one.add_argument("--warm-start", metavar="NAME", help="of a policy found here, whose run this one starts from")
     one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--workers", type=int, default=1, help="of a search of ours")
     all_.add_argument("--seeds", type=int, default=3)
     all_.add_argument("--only", nargs="*", help="names of policies")
     all_.add_argument("--refitted", action="store_true", help="start from least-squares weights")

@@ -67,20 +67,13 @@ def problem_of(name: str, seed: int) -> tuple[Problem, Callable[[Any], float], f
         problem, top = makers[name](seed=seed)
         clean = {"noisy": partial(staged, seed=seed), "resnet20": resnet20}.get(name, lambda: (problem, top))()[0]
         return problem, lambda policy: clean.evaluate(policy).accuracy, top
-    scored = embedded(name)
-    problem = Problem(
-        scored.groups,
-        scored.budget,
-        lambda widths: scored.evaluate(widths).accuracy,
-        costs=scored.costs,
-        reward=scored.reward,
-    )
-    return problem, lambda policy: scored.evaluate(policy).accuracy, None
+    problem = embedded(name)
+    return problem, lambda policy: problem.evaluate(policy).accuracy, None
 
 
 @cache
 def embedded(name: str) -> Problem:
-    """Remembers what the embedded model's policies scored, for all runs of a process; a run must not know of them."""
+    """One for all runs of a process: it remembers what policies scored."""
     from search import build
 
     return build(budget=EMBEDDED[name], threads=1)

@@ -125,7 +125,7 @@ def headline_section(kept: dict[str, Any]) -> str:
     """The table of policies, best first."""
     dense = f"{kept['dense']:.4f}" if "dense" in kept else "not measured"
     text = HEADLINE.format(
-        title=TITLES[kept["model"]], dense=dense, note="".join(f" {n}" for n in kept.get("notes", ()))
+        title=TITLES[kept["model"]], dense=dense, note="".join(f"\n{n}" for n in kept.get("notes", ()))
     )
     policies = {name: policy for name, policy in kept["policies"].items() if policy.get("test")}
     rivals = [policies.get(name, {}).get("test", {}) for name in ("uniform", "fastnas")]

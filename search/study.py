@@ -94,6 +94,7 @@ class _Tally:
     repeats_in_a_row: int = 0
     last_error: str = ""
     seen: set[int] = field(default_factory=set)
+    known: dict[tuple[int, ...], Outcome] = field(default_factory=dict)
 
     @property
     def ended(self) -> int:
@@ -118,13 +119,14 @@ class _Tally:
             self.repeats_in_a_row += 1
             return
         outcome = outcome_of(problem, trial)
+        widths = problem.widths(outcome.widths)
+        self.known[widths] = outcome
         problem.remember(outcome)
         self.trials += 1
         self.evaluation_seconds += _number(trial, "seconds")
         self.repeats_in_a_row = 0
         # A cost that was corrected since may say that the policy isn't within the budget.
-        within = problem.budget.met(problem.widths(outcome.widths))
-        if within and (self.best is None or outcome.reward > self.best.reward):
+        if problem.budget.met(widths) and (self.best is None or outcome.reward > self.best.reward):
             self.best = outcome
 
 
@@ -238,7 +240,7 @@ class _Loop:
             asked = _Asked(trial, ExitStack())
             if self._leases:
                 asked.lease.enter_context(self._leases.kept(trial._trial_id))
-            known = self._problem.recall(trial.params) or trial.params in [other.trial.params for other in self.asked]
+            known = self._known(trial) or trial.params in [other.trial.params for other in self.asked]
             self.asked.append(asked)
             if not known:
                 asked.score = self._executor.submit(trial.params)
@@ -298,7 +300,7 @@ class _Loop:
         """Tells what came of the trial that was asked first, once it is there; whether that is new, and the outcome."""
         asked = self.asked[0]
         trial, score = asked.trial, asked.score
-        known = self._problem.recall(trial.params) if score is None else None
+        known = self._known(trial) if score is None else None
         outcome: Outcome | None
         if known:
             outcome, attributes = known, _stored(known, 0.0, repeat=True)
@@ -308,6 +310,10 @@ class _Loop:
         asked.lease.close()
         self.asked.popleft()
         return not known, outcome
+
+    def _known(self, trial: optuna.Trial) -> Outcome | None:
+        """What an earlier trial of this study said of the same policy; what others know of it makes no repeat."""
+        return self.tally.known.get(self._problem.widths(trial.params))
 
 
 def _once(step: Callable[[], Any]) -> Any:

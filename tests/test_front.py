@@ -42,9 +42,9 @@ def test_each_trial_keeps_its_own_limit_and_limits_fill_the_range(strategy):
         assert np.diff(sorted(limits)).max() < 0.15
 
 
-@pytest.mark.parametrize("strategy", ["auto", "ddpg", "nsga2", "evolution"])
-def test_a_front_dominates_nearly_all_uniform_policies(strategy):
-    problem, study, found = searched(strategy, 60)
+@pytest.mark.parametrize(("strategy", "trials"), [("auto", 60), ("ddpg", 80), ("nsga2", 60), ("evolution", 60)])
+def test_a_front_dominates_the_uniform_policies(strategy, trials):
+    problem, study, found = searched(strategy, trials)
     costs = [outcome.costs["flops"] for outcome in found.front]
     accuracies = [outcome.accuracy for outcome in found.front]
     assert costs == sorted(costs)
@@ -54,7 +54,7 @@ def test_a_front_dominates_nearly_all_uniform_policies(strategy):
         - trial.user_attrs["accuracy"]
         for trial in study.trials[1:5]  # uniform ones, the dense model aside
     ]
-    assert sum(gain > 0 for gain in gains) >= 3
+    assert min(gains) > 0
     assert concave(6)[0].budget.met(problem.widths(found.best.widths))
 
 

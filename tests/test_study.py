@@ -68,6 +68,17 @@ def test_a_known_policy_is_told_from_memory_and_not_counted():
     assert len(repeated) == len(study.trials) - 40 > 0
 
 
+def test_a_policy_that_another_study_scored_is_counted_in_this_one_without_a_score():
+    problem, calls = concave(6)[0], []
+    counted = Problem(problem.groups, problem.budget, lambda w: calls.append(w) or problem.evaluate(w).accuracy)
+    first, second = (
+        search(counted, open_study(None, name, make_sampler("tilt", counted, trials=5, seed=0)), trials=5)
+        for name in ("first", "second")
+    )
+    assert second.trials == first.trials == len(calls) > 1
+    assert second.best == first.best is not None
+
+
 def test_a_finished_trial_outlives_the_process_and_an_interrupted_one_is_evaluated_in_its_place(tmp_path):
     path = tmp_path / "odd name?#%.db"
     problem, calls = failing(every=10**9)
