@@ -28,7 +28,8 @@ from amc.models import Inputs, load_model, placed
 from amc.policy import GroupPolicy, Policy, load_policy
 from amc.problem import allowed
 from amc.registry import suggest
-from amc.slim import slim, verify
+from amc.slim import slim
+from amc.verify import verify
 from amc.weights import load_weights, structure_sha256, weights_sha256
 
 log = logging.getLogger("amc")

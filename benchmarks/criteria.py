@@ -28,7 +28,8 @@ from amc.evaluate import accuracy, in_memory, kept_units, recalibrate
 from amc.importance import rank
 from amc.models import load_model
 from amc.reconstruct import gather, refit
-from amc.slim import slim, verify
+from amc.slim import slim
+from amc.verify import verify
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "criteria.md"

@@ -95,6 +95,7 @@ def searched(args: argparse.Namespace) -> tuple[dict[str, int], dict[str, Any]]:
     """What a strategy of ours finds, and what is worth noting of its run, which goes on if it is there."""
     limits = {"trials": args.trials} if args.trials else {"time_limit": args.time_limit}
     limits |= {"score_steps": args.score_steps} if args.score_steps else {}
+    limits |= {"anchor_share": args.anchor_share} if args.anchor_share is not None else {}
     limits |= {"warm_start": [str(run_of(args, args.warm_start))]} if args.warm_start else {}
     out = run_of(args, name_of(args))
     resumed = out.exists()
@@ -230,6 +231,7 @@ def main() -> None:
     one.add_argument("--trials", type=int)
     one.add_argument("--time-limit", type=float, default=600.0, help="seconds")
     one.add_argument("--score-steps", type=int, help="of each candidate's quick fine-tune (default: as ever)")
+    one.add_argument("--anchor-share", type=float, help="of the search's time (default: as ever)")
     one.add_argument("--warm-start", metavar="NAME", help="of a policy found here, whose run this one starts from")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--workers", type=int, default=1, help="of a search of ours")

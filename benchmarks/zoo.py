@@ -26,7 +26,8 @@ from amc.coupling import trace
 from amc.errors import ModelError
 from amc.forward import call, logits
 from amc.groups import Group, Structure
-from amc.slim import slim, verify
+from amc.slim import slim
+from amc.verify import verify
 
 VIT = {
     "hidden_size": 32,

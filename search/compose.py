@@ -32,7 +32,7 @@ from amc.pretrain import RECIPES, pretrained
 from amc.problem import Problem
 from amc.registry import resolve
 from amc.reward import NEEDS_LATENCY
-from amc.slim import verify
+from amc.verify import verify
 from search.display import Display
 from search.settings import Settings, settings_from
 

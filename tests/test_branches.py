@@ -14,7 +14,8 @@ from amc.coupling import trace
 from amc.finetune import train
 from amc.forward import random_batch
 from amc.groups import Structure
-from amc.slim import Kept, difference, random_half, slim, verify
+from amc.slim import Kept, slim
+from amc.verify import difference, random_half, verify
 
 IMAGE = (torch.rand(1, 3, 8, 8),)
 

@@ -16,7 +16,8 @@ from amc.errors import ModelError, UsageError
 from amc.groups import Structure
 from amc.labels import Labels, along
 from amc.ops_elements import chunks
-from amc.slim import slim, verify
+from amc.slim import slim
+from amc.verify import verify
 from tests.topologies import build
 
 IMAGE = (torch.zeros(1, 3, 8, 8),)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from amc.cost import params, size
 from amc.coupling import trace
 from amc.errors import ModelError
-from amc.slim import difference, random_half, slim, smallest_step, verify
+from amc.slim import slim
+from amc.verify import difference, random_half, smallest_step, verify
 from amc.weights import own_tensors, safetensors_size
 from tests.topologies import build
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from amc.coupling import trace
 from amc.groups import Group, Structure
-from amc.slim import difference, masked, slim, verify
+from amc.slim import masked, slim
 from amc.tracer import Tracer
+from amc.verify import difference, verify
 from tests.topologies import TOPOLOGIES, build
 
 

@@ -1,0 +1,225 @@
+"""The proof that a group can be slimmed, tried before anyone relies on it (DESIGN 8).
+
+Three removals are tried: the smallest step, a random half of every group, and the other half. For each, the slim model
+must run, and agree with the dense model in which the removed channels are zero and left out of statistics that span
+channels. Where the dense model runs in training mode on examples alone, the slim one has to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from amc.errors import ModelError
+from amc.forward import Inputs, call, changed, flatten, random_batch
+from amc.groups import Frozen, Group, Structure
+from amc.modes import evaluating
+from amc.slim import Kept, copied, like, masked, removed_channels, slim
+from amc.tracer import Tracer, describe
+from amc.weights import state_tensors
+
+TOLERANCE = 1e-5
+"""How far the slim model's outputs may be from the masked dense model's, relative to the largest of them."""
+
+
+def verify(model: nn.Module, inputs: Inputs, structure: Structure) -> Structure:
+    """The structure without the groups that can't be slimmed as predicted; those are frozen, with what went wrong.
+
+    All groups are tried at once, and apart only if that fails.
+    """
+    generator = np.random.default_rng(0)
+    model = _without_zeros(model)
+    good = list(structure.groups)
+    frozen = list(structure.frozen)
+    halves = {group.name: random_half(group, generator) for group in good}
+    half, other = (lambda group: halves[group.name]), (lambda group: _others(group, halves[group.name]))
+    agrees, trains = _agrees(model, inputs, structure), _trains(model, inputs, structure)
+    trials = [(check, choose) for choose in (smallest_step, half, other) for check in agrees]
+    trials += [(check, half) for check in trains]
+    for check, choose in trials:
+        bad = _failing(check, good, {group.name: choose(group) for group in good})
+        frozen += [Frozen(name, reason) for name, reason in bad.items()]
+        good = [group for group in good if group.name not in bad]
+    return replace(structure, groups=tuple(good), frozen=tuple(frozen))
+
+
+def _without_zeros(model: nn.Module) -> nn.Module:
+    """A copy in which parameters that are all zero are drawn at random: a zero branch hides what is wrong in it."""
+    zero = [p for p in model.parameters() if p.is_floating_point() and not p.any()]
+    if not zero:
+        return model
+    generator = torch.Generator().manual_seed(0)
+    memo: dict[int, Any] = {}
+    for tensor in zero:
+        drawn = 0.1 * torch.randn(tensor.shape, generator=generator)
+        memo[id(tensor)] = like(tensor, drawn.to(tensor))
+    try:
+        return copied(model, memo)
+    except ModelError:
+        return model  # slimming will say so, group by group
+
+
+def smallest_step(group: Group) -> np.ndarray:
+    """All units but the last of each cell."""
+    cells = _cells(group)
+    last = [np.flatnonzero(cells == cell)[-1] for cell in np.unique(cells)]
+    return np.setdiff1d(np.arange(group.channels), last)
+
+
+def random_half(group: Group, generator: np.random.Generator) -> np.ndarray:
+    """A random half of each cell, at least one unit of it."""
+    cells = _cells(group)
+    chosen = []
+    for cell in np.unique(cells):
+        units = np.flatnonzero(cells == cell)
+        chosen.append(generator.permutation(units)[: max(1, len(units) // 2)])
+    return np.sort(np.concatenate(chosen))
+
+
+def _others(group: Group, units: np.ndarray) -> np.ndarray:
+    """The units that are not among these, as many of each cell; these, if a cell has no other."""
+    cells = _cells(group)
+    rest = np.setdiff1d(np.arange(group.channels), units)
+    count = min(np.sum(cells[rest] == cell) for cell in np.unique(cells))
+    return np.sort(np.concatenate([rest[cells[rest] == c][:count] for c in np.unique(cells)])) if count else units
+
+
+def difference(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kept) -> float:
+    """How far the slim model is from the masked dense one: the largest difference over the largest output.
+
+    Raises:
+        ModelError: the slim model fails, or its outputs have other shapes.
+    """
+    with evaluating(model):
+        removed = {key: mask for key, mask in removed_channels(structure, kept).items() if mask.any()}
+        expected = list(flatten(Tracer(masked(model, structure, kept), removed).run(inputs).output))
+        small = slim(model, structure, kept)
+        with evaluating(small):
+            actual = list(flatten(_run(small, inputs)))
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in actual]:
+        raise ModelError("the slim model's outputs have other shapes than the dense model's")
+    worst = 0.0
+    for a, b in zip(expected, actual, strict=True):
+        if a.numel():
+            scale = a.double().abs().nan_to_num(0.0, 0.0, 0.0).max().clamp_min(torch.finfo(torch.float64).tiny)
+            error = (a.double() - b.double()).abs()
+            error[(a == b) | (a.isnan() & b.isnan())] = 0.0
+            worst = max(worst, float(error.nan_to_num(float("inf")).max() / scale))
+    return worst
+
+
+def _difference_in_double(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kept, error: float) -> float:
+    """`difference` without rounding; `error` where the model insists on a precision of its own."""
+    try:
+        floats = (t for t in state_tensors(model).values() if t.is_floating_point())
+        double = copied(model, {id(t): like(t, t.detach().double()) for t in floats}).double()
+        wide = changed(inputs, lambda t: t.double() if t.is_floating_point() else t)
+        return difference(double, wide, structure, kept)
+    except ModelError:
+        return error
+
+
+Check = Callable[[Kept], str]
+"""What is wrong with the slim model of these units, or nothing."""
+
+
+def _agrees(model: nn.Module, inputs: Inputs, structure: Structure) -> list[Check]:
+    """A slim model computes what the dense one does: on the example, and on a batch that goes where that doesn't."""
+    examples = [inputs]
+    if structure.unreached:
+        batch = random_batch(inputs)
+        examples += [] if _problem(lambda: Tracer(model).run(batch)) else [batch]
+    return [partial(_disagreement, model, example, structure) for example in examples]
+
+
+def _trains(model: nn.Module, inputs: Inputs, structure: Structure) -> list[Check]:
+    """A slim model runs in training mode, if the dense one does on examples alone."""
+    pair = random_batch(inputs, 2)  # batch norm asks for more than one
+    if _problem(lambda: _train_once(copied(model, {}), pair)):
+        return []
+    return [lambda kept: _problem(lambda: _train_once(slim(model, structure, kept), pair))]
+
+
+def _problem(attempt: Callable[[], object]) -> str:
+    """What a ModelError says; nothing where there is none."""
+    try:
+        attempt()
+    except ModelError as problem:
+        return str(problem)
+    return ""
+
+
+def _train_once(model: nn.Module, inputs: Inputs) -> None:
+    """One forward pass in training mode; statistics and random state are the copy's own."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        _run(model.train(), inputs, "slimmed and in training mode")
+
+
+def _disagreement(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kept) -> str:
+    """How the slim model's output is wrong."""
+    try:
+        error = difference(model, inputs, structure, kept)
+    except ModelError as problem:
+        return str(problem)
+    if TOLERANCE < error < 0.1:  # rounding, perhaps: a wrong coupling stays wrong in double precision
+        error = _difference_in_double(model, inputs, structure, kept, error)
+    return "" if error <= TOLERANCE else f"slimmed, the model's output is wrong (by {error:.1e} of its range)"
+
+
+def _failing(check: Check, groups: Sequence[Group], kept: Kept) -> dict[str, str]:
+    """The groups that fail, by bisection, and why."""
+    if not groups:
+        return {}
+    reason = check({group.name: kept[group.name] for group in groups})
+    if not reason:
+        return {}
+    if len(groups) == 1:
+        return {groups[0].name: reason}
+    half = len(groups) // 2
+    bad = _failing(check, groups[:half], kept)
+    bad |= _failing(check, groups[half:], kept)
+    if not bad:  # each half works without the other: none of them is safe beside the rest
+        return {group.name: f"together with other groups: {reason}" for group in groups}
+    rest = [group for group in groups if group.name not in bad]
+    return bad | (_failing(check, rest, kept) if len(rest) > half else {})
+
+
+def _run(model: nn.Module, inputs: Inputs, how: str = "slimmed") -> object:
+    running: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(_push(running, name), prepend=True))
+        handles.append(module.register_forward_hook(_pop(running)))
+    try:
+        return call(model, inputs)
+    except Exception as error:
+        where = f"`{running[-1]}`" if running and running[-1] else "its forward"
+        raise ModelError(f"{how}, the model fails in {where}: {describe(error)}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _push(running: list[str], name: str) -> Callable[..., None]:
+    def enter(*_: object) -> None:
+        running.append(name)
+
+    return enter
+
+
+def _pop(running: list[str]) -> Callable[..., None]:
+    def leave(*_: object) -> None:
+        running.pop()
+
+    return leave
+
+
+def _cells(group: Group) -> np.ndarray:
+    return np.zeros(group.channels, int) if group.cells is None else group.cells
