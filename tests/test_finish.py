@@ -8,11 +8,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 import search
 from amc.data import Data
 from amc.errors import DataError, SearchFailed, UsageError
+from benchmarks.faults.tiny import net
 from search.compose import check_recovery
 from search.settings import Settings
 from tests.test_display import OWN
@@ -58,6 +61,15 @@ def test_a_test_split_that_cannot_be_read_is_known_before_the_search(here):
     with pytest.raises(DataError, match="give --input-size"):
         search.run(model="own.py:net", data="imagefolder:images", budget="flops=0.5", out="run")
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("guesses", [True, False])
+def test_a_dense_model_that_guesses_is_told(here, caplog, guesses):
+    model, images = net().eval(), torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) % 4 if guesses else model(images).argmax(1)
+    data = {split: TensorDataset(images, labels) for split in ("train", "val")}
+    search.run(model=model, data=data, threads=1, budget="flops=0.5", strategy="uniform", score_steps=0, out="run")
+    assert ("the dense model guesses" in caplog.text) == guesses
 
 
 def test_a_damaged_first_image_does_not_hide_that_there_are_labels():
