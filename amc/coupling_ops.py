@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from amc import ops_elements, ops_norms, ops_products
+from amc import ops_elements, ops_norms, ops_products, ops_space
 from amc.ops_elements import Handler, pointwise
 from amc.ops_norms import MASKED
 from amc.ops_products import PRODUCTS
@@ -23,7 +23,12 @@ from amc.record import Source
 if TYPE_CHECKING:
     from amc.tracer import Tracer
 
-HANDLERS: dict[str, Handler] = {**ops_elements.HANDLERS, **ops_products.HANDLERS, **ops_norms.HANDLERS}
+HANDLERS: dict[str, Handler] = {
+    **ops_elements.HANDLERS,
+    **ops_space.HANDLERS,
+    **ops_products.HANDLERS,
+    **ops_norms.HANDLERS,
+}
 
 
 def handler(func: Any) -> Handler | None:

@@ -351,59 +351,6 @@ def _channel_shuffle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     run.set(out, moved)
 
 
-def _pixel_shuffle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-    """`(C r r, H, W)` to `(C, H r, W r)`: the r x r copies of a channel stay together."""
-    moved = []
-    for factor in run.factors(args[0]):
-        rest = run.labels.pin(factor, {factor.ndim - 2, factor.ndim - 1}, "pixel shuffle over a labelled axis")
-        if rest is not None:
-            channels = rest.reshape(-1, args[1] ** 2)
-            moved.append(along(run.labels.coarsen(channels, [1]).ravel(), factor.ndim - 3, factor.ndim))
-    run.set(out, moved)
-
-
-def _pixel_unshuffle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-    moved = []
-    for factor in run.factors(args[0]):
-        rest = run.labels.pin(factor, {factor.ndim - 2, factor.ndim - 1}, "pixel unshuffle over a labelled axis")
-        if rest is not None:
-            moved.append(along(np.repeat(rest.ravel(), args[1] ** 2), factor.ndim - 3, factor.ndim))
-    run.set(out, moved)
-
-
-def _col2im(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-    """`(C k k, L)` to `(C, H, W)`: the k x k copies of a channel stay together."""
-    moved = []
-    for factor in run.factors(args[0]):
-        rest = run.labels.pin(factor, {factor.ndim - 1}, "folded over a labelled axis")
-        if rest is not None:
-            channels = rest.reshape(-1, math.prod(args[2]))
-            moved.append(along(run.labels.coarsen(channels, [1]).ravel(), out.ndim - 3, out.ndim))
-    run.set(out, moved)
-
-
-def _im2col(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-    moved = []
-    for factor in run.factors(args[0]):
-        rest = run.labels.pin(factor, {factor.ndim - 2, factor.ndim - 1}, "unfolded over a labelled axis")
-        if rest is not None:
-            moved.append(along(np.repeat(rest.ravel(), math.prod(args[1])), out.ndim - 2, out.ndim))
-    run.set(out, moved)
-
-
-def _spatial(dims: int) -> Handler:
-    """Pooling and resampling over the last `dims` axes."""
-
-    def handle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-        source = args[0]
-        for result in out if isinstance(out, (tuple, list)) else [out]:
-            if result.ndim == source.ndim:
-                last = range(source.ndim - dims, source.ndim)
-                pinned(run, source, last, result, "pools or resamples over them")
-
-    return handle
-
-
 def _ignored(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     """Reads a value or makes a tensor of its own: no labels."""
 
@@ -440,18 +387,6 @@ HANDLERS: dict[str, Handler] = table(
     (_index_select, "index_select"),
     (_glu, "glu"),
     (_channel_shuffle, "channel_shuffle native_channel_shuffle"),
-    (_pixel_shuffle, "pixel_shuffle"),
-    (_pixel_unshuffle, "pixel_unshuffle"),
-    (_im2col, "im2col"),
-    (_col2im, "col2im"),
     (_restride, "as_strided_"),
-    (_spatial(1), "avg_pool1d max_pool1d adaptive_avg_pool1d upsample_linear1d upsample_nearest1d _upsample_nearest1d"),
-    (_spatial(1), "reflection_pad1d replication_pad1d"),
-    (_spatial(2), "avg_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d"),
-    (_spatial(2), "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d"),
-    (_spatial(2), "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d replication_pad2d"),
-    (_spatial(2), "grid_sampler_2d"),
-    (_spatial(3), "avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_max_pool3d upsample_nearest3d"),
-    (_spatial(3), "upsample_trilinear3d reflection_pad3d replication_pad3d"),
     (_ignored, "sym_size sym_stride _local_scalar_dense is_same_size new_zeros new_empty new_ones new_full equal"),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,8 @@ def slim(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
     state = state_tensors(model)
     stays = _stays(structure, kept)
     memo: dict[int, Any] = {}
-    for name, cuts in _plan(structure).items():
-        cuts = [(group, cut) for group, cut in cuts if group.name in stays]
-        if cuts:
-            memo[id(state[name])] = like(state[name], _sliced(state[name], cuts, stays))
+    for name, cuts in _cuts(structure, stays):
+        memo[id(state[name])] = like(state[name], _sliced(state[name], cuts, stays))
     result = copied(model, memo)
     smaller = [n for n, t in state_tensors(result).items() if n in state and t.shape != state[n].shape]
     for module in {name.rpartition(".")[0] for name in smaller}:
@@ -59,13 +57,11 @@ def masked(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
     state = state_tensors(model)
     stays = _stays(structure, kept)
     memo: dict[int, Any] = {}
-    for name, cuts in _plan(structure).items():
-        cuts = [(group, cut) for group, cut in cuts if group.name in stays]
-        if cuts:
-            tensor = state[name].detach().clone()
-            for group, cut in cuts:
-                _zero(tensor, cut, cut.index[~stays[group.name][cut.unit]])
-            memo[id(state[name])] = like(state[name], tensor)
+    for name, cuts in _cuts(structure, stays):
+        tensor = state[name].detach().clone()
+        for group, cut in cuts:
+            _zero(tensor, cut, cut.index[~stays[group.name][cut.unit]])
+        memo[id(state[name])] = like(state[name], tensor)
     return copied(model, memo)
 
 
@@ -78,6 +74,14 @@ def _plan(structure: Structure) -> dict[str, list[tuple[Group, Slice]]]:
                 plan.setdefault(cut.tensor, []).append((group, cut))
         _plans[structure] = plan
     return _plans[structure]
+
+
+def _cuts(structure: Structure, stays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, list[tuple[Group, Slice]]]]:
+    """Each tensor that loses something, and the slices on it of the groups that do."""
+    for tensor, every in _plan(structure).items():
+        cuts = [(group, cut) for group, cut in every if group.name in stays]
+        if cuts:
+            yield tensor, cuts
 
 
 def _stays(structure: Structure, kept: Kept) -> dict[str, np.ndarray]:
