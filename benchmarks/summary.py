@@ -6,6 +6,7 @@ python benchmarks/summary.py
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,8 @@ def cost_section(kept: dict[str, Any]) -> str:
 def headline_section(kept: dict[str, Any]) -> str:
     """The table of policies, best first."""
     dense = f"{kept['dense']:.4f}" if "dense" in kept else "not measured"
-    text = HEADLINE.format(
-        title=TITLES[kept["model"]], dense=dense, note="".join(f"\n{n}" for n in kept.get("notes", ()))
-    )
+    note = textwrap.fill(" ".join(kept.get("notes", ())), 120)
+    text = HEADLINE.format(title=TITLES[kept["model"]], dense=dense, note=f"\n{note}" if note else "")
     policies = {name: policy for name, policy in kept["policies"].items() if policy.get("test")}
     rivals = [policies.get(name, {}).get("test", {}) for name in ("uniform", "fastnas")]
     for name, policy in sorted(policies.items(), key=lambda item: -np.mean(list(item[1]["test"].values()))):
