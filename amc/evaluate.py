@@ -49,7 +49,7 @@ class ScoreSettings:
     reconstruct: refits the layers that read pruned channels by least squares first, on those images.
     """
 
-    steps: int = 10
+    steps: int = 30
     batch: int = 128
     lr: float = 0.02
     weight_decay: float = 1e-4

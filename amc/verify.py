@@ -182,13 +182,12 @@ def _failing(check: Check, groups: Sequence[Group], kept: Kept) -> dict[str, str
         return {}
     if len(groups) == 1:
         return {groups[0].name: reason}
-    half = len(groups) // 2
-    bad = _failing(check, groups[:half], kept)
-    bad |= _failing(check, groups[half:], kept)
+    halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+    bad = _failing(check, halves[0], kept) | _failing(check, halves[1], kept)
     if not bad:  # each half works without the other: none of them is safe beside the rest
         return {group.name: f"together with other groups: {reason}" for group in groups}
-    rest = [group for group in groups if group.name not in bad]
-    return bad | (_failing(check, rest, kept) if len(rest) > half else {})
+    rests = [[group for group in half if group.name not in bad] for half in halves]
+    return bad | (_failing(check, rests[0] + rests[1], kept) if all(rests) else {})
 
 
 def _run(model: nn.Module, inputs: Inputs, how: str = "slimmed") -> object:

@@ -62,7 +62,8 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     Each step: `width` and `keep_ratio` that were executed, `group`, and `action`, the action that asks for just this
     width (what a replay buffer should store). The last step adds `widths`, `accuracy`, `costs` and `reward`; a policy
-    that can't be scored has `failed` with the reason instead, and the lowest reward seen so far.
+    that can't be scored has `failed` with the reason instead, and the lowest reward seen so far (before there is any,
+    that of a policy of the same costs whose accuracy is 0).
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
@@ -73,7 +74,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._observer = Observer(problem)
         self.observation_space = spaces.Box(0.0, 1.0, (len(self._observer.features),), np.float32)
         self._executed: list[int] = []
-        self._lowest_reward = 0.0
+        self._lowest_reward: float | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -122,8 +123,10 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             outcome = self.problem.evaluate(self._executed)
         except ArithmeticError as error:
             info["failed"] = str(error)
-            return self._lowest_reward
-        self._lowest_reward = min(self._lowest_reward, outcome.reward)
+            lowest = self._lowest_reward
+            return self.problem.outcome(self._executed, 0.0).reward if lowest is None else lowest
+        seen = outcome.reward if self._lowest_reward is None else self._lowest_reward
+        self._lowest_reward = min(seen, outcome.reward)
         info |= {
             "widths": outcome.widths,
             "accuracy": outcome.accuracy,

@@ -123,8 +123,9 @@ class Isolated:
 
 
 def settings_of_worker(settings: Settings) -> Settings:
-    """What a worker builds its problem from: it scores, and knows of no budget, and of no workers."""
-    return replace(settings, budget=(), reward="accuracy", isolate=False, trial_timeout=None, workers=1)
+    """What a worker builds its problem from: it scores, and knows of no budget, no device and no other workers."""
+    alone = replace(settings, isolate=False, trial_timeout=None, workers=1)
+    return replace(alone, budget=(), reward="accuracy", device="local", latency_providers=("cpu",))
 
 
 def _fate(status: int) -> str:

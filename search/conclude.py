@@ -78,7 +78,7 @@ def conclude(
     display: Display,
 ) -> Result:
     """Writes the models, the policy and the result; the result last, since it marks the run as finished."""
-    winner = _winner(setup.settings, best, uniform)
+    winner = best if found.alone else _winner(setup.settings, best, uniform)
     searched = {
         "strategy": setup.settings.strategy,
         "trials": found.trials,

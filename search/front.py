@@ -27,6 +27,7 @@ from amc.policy import Policy
 from amc.problem import Outcome, Problem
 from search.settings import Settings
 from search.strategies import make_sampler
+from search.strategies.base import Exhausted
 from search.strategies.moves import MovingSampler
 from search.strategies.uniform import uniform_policy
 from search.study import SearchResult, outcomes
@@ -36,6 +37,8 @@ FRONT = "front-"
 REFERENCES = 6
 """Uniform policies that all others are compared with."""
 GOLDEN = 0.6180339887498949
+TURNS = 6
+"""Limits under which a strategy is asked for a trial before it counts as having no more to propose."""
 
 
 class FrontProblem(Problem):
@@ -138,14 +141,20 @@ class FrontSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The strategy's proposal under the trial's limit, which is stored with it."""
-        fraction = self._problem.fraction(trial.number * GOLDEN % 1)
-        study._storage.set_trial_user_attr(trial._trial_id, "limit", fraction)
         earlier = [t for t in study.get_trials(deepcopy=False) if t.number < trial.number]
         own = sum("fixed_params" not in other.system_attrs for other in earlier)
-        with self._problem.limited(fraction):
-            if own < len(self._starts):
-                return self._problem.named(self._problem.admit(self._starts[own]))
-            return self._base.sample_relative(study, trial, search_space)
+        nothing = Exhausted()
+        for turn in range(TURNS):  # where the strategy knows nothing more under one limit, it may under another
+            fraction = self._problem.fraction((trial.number * GOLDEN + turn / TURNS) % 1)
+            study._storage.set_trial_user_attr(trial._trial_id, "limit", fraction)
+            with self._problem.limited(fraction):
+                if own < len(self._starts):
+                    return self._problem.named(self._problem.admit(self._starts[own]))
+                try:
+                    return self._base.sample_relative(study, trial, search_space)
+                except Exhausted as reason:
+                    nothing = reason
+        raise nothing
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

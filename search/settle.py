@@ -9,7 +9,7 @@ whatever their latency turned out to be. The uniform policy, which is only compa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import optuna
@@ -61,7 +61,7 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
             break
         log.info("measured, best first, uniform last: %s", ", ".join(f"{one.ratio:.3f}" for one in readings.values()))
         met |= {widths: one for widths, one in candidates.items() if within(readings[widths], limit)}
-        chosen = _as_good(met.values(), found.best)
+        chosen = _as_good(problem, met, found.best)
         if chosen and within(readings[uniform], limit):
             return setup, replace(found, best=chosen)
         log.warning(
@@ -76,20 +76,31 @@ def settle(setup: Setup, study: optuna.Study, search_round: Round) -> tuple[Setu
         try:
             setup = with_bench(setup, bench)
         except BudgetError as error:
-            log.warning(
-                "the search ends above the latency limit, which the corrected table calls out of reach: %s", error
-            )
+            log.warning("the search ends; the corrected table calls the latency limit out of reach: %s", error)
             break
         found = replace(found, best=chosen) if chosen else search_round(setup, found.trials + found.failed + more, None)
     else:
-        if not met:
-            log.warning("after %d rounds the measured latency is still above the limit", ROUNDS)
-    return setup, replace(found, best=max(met.values(), key=lambda one: one.reward)) if met else found
+        log.warning(
+            "after %d rounds the measured latency of %s is still above the limit",
+            ROUNDS,
+            "the uniform policy" if met else "all policies",
+        )
+    if not met:
+        return setup, found
+    return setup, replace(found, best=chosen or max(met.values(), key=lambda one: one.reward), alone=True)
 
 
-def _as_good(policies: Iterable[Outcome], best: Outcome) -> Outcome | None:
-    """The one with the highest reward where the best policy is no better, which goes before its equals."""
-    found = max(policies, key=lambda one: one.reward + AS_GOOD * (one.widths == best.widths), default=None)
+def _as_good(problem: Problem, met: Mapping[tuple[int, ...], Outcome], best: Outcome) -> Outcome | None:
+    """Of the policies that were measured within the limit, the highest reward, if the best policy's is no better.
+
+    The best goes before its equals, and before all that the search could have chosen in its place: longer fine-tunes
+    may have told it that their scores are luck.
+    """
+    first = problem.widths(best.widths)
+    left = [one for widths, one in met.items() if not (first in met and problem.budget.met(widths))]
+    found = max(left, key=lambda one: one.reward, default=None)
+    if first in met:
+        return found if found and found.reward > best.reward + AS_GOOD else best
     return found if found and found.reward > best.reward - AS_GOOD else None
 
 

@@ -64,6 +64,7 @@ class SearchResult:
     trials: different policies scored. failed: trials that could not be scored.
     seconds: search time over all resumes. evaluation_seconds: what scoring took, the sum over all workers.
     front: of a Pareto search, the policies that none beats at their cost or less, cheapest first.
+    alone: the best was measured within the latency limit, and the uniform policy was not.
     """
 
     best: Outcome | None
@@ -72,6 +73,7 @@ class SearchResult:
     seconds: float
     evaluation_seconds: float
     front: tuple[Outcome, ...] = ()
+    alone: bool = False
 
 
 def open_study(storage: BaseStorage | None, name: str, sampler: BaseSampler) -> optuna.Study:
@@ -198,7 +200,7 @@ class _Loop:
         self._problem, self._study, self._executor = problem, study, executor
         self._most, self._leases = trials, leases
         self.again: Callable[[Callable[[], Any]], Any] = patiently if leases else _once
-        self.tally, self.asked = _Tally(), deque[_Asked]()
+        self.tally, self.asked, self._failed_here = _Tally(), deque[_Asked](), False
 
     def close(self) -> None:
         """Lets go of what is under way: whoever goes on with the study scores it again."""
@@ -213,14 +215,14 @@ class _Loop:
         """Why no more is asked, if so.
 
         Raises:
-            SearchFailed: many trials in a row failed.
+            SearchFailed: many trials in a row failed, one of them here: what failed before a break gets another try.
         """
         if self._most is not None and self.tally.ended >= self._most:
             return "it has its trials"
-        if self.tally.failed_in_a_row >= MOST_FAILURES:
+        if self._failed_here and self.tally.failed_in_a_row >= MOST_FAILURES:
             raise SearchFailed(
                 f"{self.tally.failed_in_a_row} trials in a row failed, the last one with {self.tally.last_error}. "
-                "Check that the model runs on the data, and try a lower --score-lr"
+                "Once what is wrong is mended, a resumed run goes on; a lower --score-lr takes a new one"
             )
         if self.tally.repeats_in_a_row >= MOST_REPEATS:
             return f"the strategy proposed known policies {MOST_REPEATS} times in a row"
@@ -306,6 +308,7 @@ class _Loop:
             outcome, attributes = known, _stored(known, 0.0, repeat=True)
         else:  # without a score, an earlier trial of the same policy has failed
             outcome, attributes = _outcome(self._problem, trial, score or self._executor.submit(trial.params))
+        self._failed_here |= outcome is None
         self.again(partial(_tell, self._study, trial, outcome, attributes, self._leases))
         asked.lease.close()
         self.asked.popleft()
@@ -360,7 +363,8 @@ def _tell(
             if finished or not leases.ours(connection, trial._trial_id):
                 log.warning("trial %d was taken over by another process", trial.number)
                 return
-            if any(other.params == trial.params for other in told(study)):
+            scored = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if outcome is not None and any(other.params == trial.params for other in scored):
                 attributes = {**attributes, "repeat": True}  # another process had the same idea, and was first
         for name, value in attributes.items():
             trial.set_user_attr(name, value)

@@ -16,7 +16,7 @@ from amc.budget import Budget, Limit, parse_budget
 from amc.cost import FunctionCost, analytic
 from amc.problem import Problem
 from envs.observation import FEATURES
-from envs.pruning import action_of, width_of
+from envs.pruning import PruningEnv, action_of, width_of
 from tests.synthetic import chain, concave
 
 
@@ -125,6 +125,19 @@ def test_a_policy_that_cannot_be_scored_ends_the_episode_with_its_reason():
         _, reward, _, _, info = env.step(np.array([0.0]))
     assert "finite" in info["failed"]
     assert np.isfinite(reward)
+
+
+def test_a_policy_that_cannot_be_scored_is_worth_no_more_than_any_that_can():
+    scores = iter([float("nan"), 0.7, float("nan"), 0.9, float("nan")])
+    base = small_problem()
+    problem = Problem(base.groups, base.budget, lambda _: next(scores), reward=lambda a, costs, budget: a - 1)
+    env, rewards = PruningEnv(problem), []
+    for action in (-1.0, -0.85, -0.7, -0.55, -0.4):
+        env.reset()
+        for _ in problem.groups:
+            _, reward, _, _, _ = env.step(np.array([action]))
+        rewards.append(reward)
+    assert rewards == pytest.approx([-1, -0.3, -0.3, -0.1, -0.3])
 
 
 def test_actions_and_widths_are_inverse():

@@ -32,8 +32,8 @@ from benchmarks.faults import hostile
 from benchmarks.faults.soak import soak
 from benchmarks.faults.tiny import data, net
 from search import finish as finish_module
-from search.child import Isolated
-from search.compose import compose
+from search.child import Isolated, settings_of_worker
+from search.compose import check_device, compose
 from search.display import Display
 from search.executor import EvaluationFailed
 from search.finish import recover
@@ -138,6 +138,13 @@ def test_a_child_scores_a_policy_as_this_process_does(setup, weights):
         assert isolated._child is None
     finally:
         isolated.close()
+
+
+def test_a_child_asks_for_no_device(setup):
+    """It may be away, and a child only scores."""
+    away = settings_of_worker(replace(SETTINGS, device="ssh://nobody@127.0.0.1:9", latency_providers=("cuda",)))
+    check_device(away)
+    assert away.model == SETTINGS.model
 
 
 def test_a_child_ends_with_its_parent(weights):

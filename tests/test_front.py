@@ -16,6 +16,7 @@ from search.job import run
 from search.settings import Settings
 from search.storage import open_storage
 from search.strategies import STRATEGIES
+from search.strategies.base import Exhausted
 from search.study import open_study, search
 from tests.synthetic import concave
 
@@ -68,18 +69,37 @@ def test_a_reward_is_accuracy_above_the_uniform_policy_of_that_cost():
         assert trial.value == pytest.approx(trial.user_attrs["accuracy"] - expected)
 
 
-@pytest.mark.parametrize("strategy", ["auto", "ddpg"])
-@pytest.mark.parametrize("stop", [3, 9])
-def test_a_front_that_was_interrupted_goes_on_as_if_unbroken(tmp_path, strategy, stop):
+@pytest.mark.parametrize(
+    ("strategy", "stop", "most"),
+    [("auto", 3, 14), ("auto", 9, 14), ("ddpg", 3, 14), ("ddpg", 9, 14), ("greedy", 20, 30)],
+)
+def test_a_front_that_was_interrupted_goes_on_as_if_unbroken(tmp_path, strategy, stop, most):
     def trials(study):
         return [(t.number, t.state, t.params, t.value, t.user_attrs.get("limit")) for t in study.trials]
 
     storage = open_storage(tmp_path / "study.db")
-    _, study, _ = searched(strategy, 14, storage, stop=stop)
+    _, study, _ = searched(strategy, most, storage, stop=stop)
     study.ask()
     storage.engine.dispose()
-    _, resumed, _ = searched(strategy, 14, open_storage(tmp_path / "study.db"))
-    assert trials(resumed) == trials(searched(strategy, 14)[1])
+    _, resumed, _ = searched(strategy, most, open_storage(tmp_path / "study.db"))
+    assert trials(resumed) == trials(searched(strategy, most)[1])
+
+
+def test_where_a_strategy_knows_nothing_more_under_one_limit_another_is_tried():
+    problem = FrontProblem(concave(6)[0])
+    sampler = FrontSampler(problem, "random", trials=20, seed=0)
+    propose = sampler._base.sample_relative
+
+    def only_wide(*args):
+        if problem.budget.limits[0].fraction < 0.8:
+            raise Exhausted("nothing more")
+        return propose(*args)
+
+    sampler._base.sample_relative = only_wide
+    study = open_study(None, "search", sampler)
+    begin(study, problem)
+    assert search(problem, study, trials=20).trials == 20
+    assert all(trial.user_attrs["limit"] >= 0.8 for trial in study.trials[6:])
 
 
 def test_what_does_not_go_with_a_front_is_refused():

@@ -176,6 +176,7 @@ def test_a_further_round_takes_a_fifth_of_the_first_ones_trials(monkeypatch):
         ((3,), {3: 0.1, 2: 0.08}, 2, 2),  # which found nothing better than what was
         ((3, 9), {3: 0.1, 9: 0.05}, 7, 2),  # and what is within the limit is not lost in the end
         (("uniform",), {}, 1, 3),
+        ((), {3: 0.1, 2: 0.15}, 1, 3),  # what was chosen by longer fine-tunes gives way to no luckier score
     ],
 )
 def test_the_best_finalist_that_is_within_the_limit_is_what_was_found(monkeypatch, slow, rewards, rounds, chosen):
@@ -201,7 +202,7 @@ def test_the_best_finalist_that_is_within_the_limit_is_what_was_found(monkeypatc
     setup.bench = SimpleNamespace(
         measures=True, measure=lambda policies: {widths: reading(widths) for widths in policies}, corrected=corrected
     )
-    setup.problem.widths, setup.problem.budget.met = tuple, lambda widths: True
+    setup.problem.widths, setup.problem.budget.met = tuple, lambda widths: not corrections or widths[0] > 4
     monkeypatch.setattr("search.settle.outcomes", lambda *_: [outcome(width) for width in (1, 2, 3)])
     monkeypatch.setattr("search.settle.uniform_policy", lambda *_: (5,))
     monkeypatch.setattr("search.settle.with_bench", lambda *_: setup)
@@ -229,6 +230,7 @@ def test_what_was_within_the_limit_is_kept_where_the_device_fails_later(monkeypa
         monkeypatch.setattr(f"search.settle.{name}", lambda *_, value=value: value)
     _, found = settle(setup, None, lambda *_: SearchResult(best, 10, 0, 1.0, 1.0))
     assert found.best is other
+    assert found.alone, "the uniform policy was not measured within the limit"
     assert len(calls) == 2
 
 

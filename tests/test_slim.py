@@ -14,7 +14,7 @@ from amc.cost import params, size
 from amc.coupling import trace
 from amc.errors import ModelError
 from amc.slim import slim
-from amc.verify import difference, random_half, smallest_step, verify
+from amc.verify import _failing, difference, random_half, smallest_step, verify
 from amc.weights import own_tensors, safetensors_size
 from tests.topologies import build
 
@@ -265,3 +265,22 @@ def test_weights_that_share_their_memory_alone_are_tied() -> None:
         assert params(structure)(widths) == sum(t.numel() for t in tensors.values())
         assert size(structure)(widths) == safetensors_size({n: (t.shape, t.dtype) for n, t in tensors.items()})
     assert (small[3].in_channels, small[3].out_channels) == (3, 3)
+
+
+def test_groups_of_both_halves_are_tried_together_once_the_bad_ones_are_out():
+    """A and D fail alone; B and C, of different halves, only with each other."""
+    net, inputs = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5))), torch.zeros(1, 4)
+    groups = trace(net, inputs).groups
+    kept = {group.name: np.arange(2) for group in groups}
+    a, b, c, d = kept
+
+    def check(kept):
+        alone = {a, d} & set(kept)
+        return "alone" if alone else "together" if {b, c} <= set(kept) else ""
+
+    assert _failing(check, groups, kept) == {
+        a: "alone",
+        d: "alone",
+        b: "together with other groups: together",
+        c: "together with other groups: together",
+    }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import nullcontext
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -52,6 +54,54 @@ def test_many_failures_in_a_row_stop_the_search_and_say_why():
     with pytest.raises(SearchFailed, match=r"10 trials in a row failed.*out of memory"):
         search(problem, study, trials=100)
     assert len(calls) == 10
+
+
+def test_once_what_was_wrong_is_mended_a_search_that_failed_goes_on():
+    problem, well = concave(5)[0], []
+    evaluate = problem._evaluate
+
+    def sometimes(widths):
+        if not well:
+            raise RuntimeError("the share is offline")
+        return evaluate(widths)
+
+    problem._evaluate = sometimes
+    study = open_study(None, "test", make_sampler("random", problem, trials=30, seed=0))
+    with pytest.raises(SearchFailed, match="10 trials in a row"):
+        search(problem, study, trials=30)
+    with pytest.raises(SearchFailed, match="11 trials in a row"):
+        search(problem, study, trials=30)
+    well.append(True)
+    result = search(problem, study, trials=30)
+    assert (result.trials, result.failed) == (19, 11)
+
+
+class NobodyElse:
+    """The leases of a shared study on which no other process works."""
+
+    def __init__(self) -> None:
+        self.locked = lambda: nullcontext(True)
+        self.free = lambda connection, running: running
+        self.take = lambda connection, trial_id: 1
+        self.ours = lambda connection, trial_id: True
+        self.kept = lambda trial_id: nullcontext()
+
+
+def test_in_a_shared_study_a_policy_that_failed_once_counts_when_it_is_scored():
+    problem, failed = concave(1)[0], set()
+
+    def evaluate(widths):
+        if tuple(widths.values()) not in failed:
+            failed.add(tuple(widths.values()))
+            raise RuntimeError("no memory, this time")
+        return 0.5
+
+    group = replace(problem.groups[0], widths=(1, 2, 3))
+    few = Problem([group], problem.budget.__class__([group], ()), evaluate, reward=lambda a, costs, budget: a)
+    study = open_study(None, "test", make_sampler("random", few, trials=9, seed=0))
+    result = search(few, study, trials=6, leases=NobodyElse())
+    assert (result.trials, result.failed) == (3, 3)
+    assert result.best is not None
 
 
 def test_a_known_policy_is_told_from_memory_and_not_counted():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from amc.budget import Budget
 from amc.problem import Problem
 from search.strategies.base import Exhausted
 from search.strategies.moves import MovingSampler, Scored, Widths, best, stages, step
@@ -24,14 +25,14 @@ class GreedySampler(MovingSampler):
 
     def __init__(self, problem: Problem, *, trials: int = 100, seed: int = 0) -> None:
         super().__init__(problem, trials=trials, seed=seed)
-        self._from: Widths | None = None
+        self._from: tuple[Widths, Budget] | None = None
         self._untried: Iterator[Widths] = iter(())
 
     def follow(self, scored: list[Scored], known: set[Widths], rng: np.random.Generator) -> Widths:
         """The next exchange from the best policy that nobody has proposed."""
         start = best(scored)
-        if start.widths != self._from:
-            self._from, self._untried = start.widths, self._exchanges(start)
+        if (start.widths, self.problem.budget) != self._from:  # a front's trials have budgets of their own
+            self._from, self._untried = (start.widths, self.problem.budget), self._exchanges(start)
         for widths in self._untried:
             if widths not in known:
                 return widths
