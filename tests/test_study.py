@@ -96,7 +96,7 @@ def test_in_a_shared_study_a_policy_that_failed_once_counts_when_it_is_scored():
             raise RuntimeError("no memory, this time")
         return 0.5
 
-    group = replace(problem.groups[0], widths=(1, 2, 3))
+    group = replace(problem.groups[0], channels=3, widths=(1, 2, 3))
     few = Problem([group], problem.budget.__class__([group], ()), evaluate, reward=lambda a, costs, budget: a)
     study = open_study(None, "test", make_sampler("random", few, trials=9, seed=0))
     result = search(few, study, trials=6, leases=NobodyElse())
