@@ -125,7 +125,7 @@ def cost_section(kept: dict[str, Any]) -> str:
 def headline_section(kept: dict[str, Any]) -> str:
     """The table of policies, best first."""
     dense = f"{kept['dense']:.4f}" if "dense" in kept else "not measured"
-    note = textwrap.fill(" ".join(kept.get("notes", ())), 120)
+    note = textwrap.fill(" ".join(kept.get("notes", ())), 120, break_on_hyphens=False)
     text = HEADLINE.format(title=TITLES[kept["model"]], dense=dense, note=f"\n{note}" if note else "")
     policies = {name: policy for name, policy in kept["policies"].items() if policy.get("test")}
     rivals = [policies.get(name, {}).get("test", {}) for name in ("uniform", "fastnas")]
