@@ -41,12 +41,12 @@ def _col2im(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 
 def _pixel_unshuffle(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     """`(C, H r, W r)` to `(C r r, H, W)`."""
-    _scattered(run, args[0], args[1] ** 2, out, 3)
+    _scattered(run, args[0], 3, args[1] ** 2, out)
 
 
 def _im2col(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     """`(C, H, W)` to `(C k k, L)`."""
-    _scattered(run, args[0], math.prod(args[1]), out, 2)
+    _scattered(run, args[0], 2, math.prod(args[1]), out)
 
 
 def _gathered(run: Tracer, source: Tensor, dims: int, copies: int, out: Tensor) -> None:
@@ -58,7 +58,7 @@ def _gathered(run: Tracer, source: Tensor, dims: int, copies: int, out: Tensor) 
     run.set(out, moved)
 
 
-def _scattered(run: Tracer, source: Tensor, copies: int, out: Tensor, place: int) -> None:
+def _scattered(run: Tracer, source: Tensor, place: int, copies: int, out: Tensor) -> None:
     """Each channel becomes that many, on the `place`-th axis from the end."""
     moved = [np.repeat(factor.ravel(), copies) for factor in _channels(run, source, 2)]
     run.set(out, [along(labels, out.ndim - place, out.ndim) for labels in moved])
@@ -87,4 +87,3 @@ HANDLERS: dict[str, Handler] = table(
     (_spatial(3), "avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_max_pool3d upsample_nearest3d"),
     (_spatial(3), "upsample_trilinear3d reflection_pad3d replication_pad3d"),
 )
-"""By operation."""

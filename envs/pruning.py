@@ -74,7 +74,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._observer = Observer(problem)
         self.observation_space = spaces.Box(0.0, 1.0, (len(self._observer.features),), np.float32)
         self._executed: list[int] = []
-        self._lowest_reward: float | None = None
+        self._lowest_reward = math.inf
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -123,10 +123,9 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             outcome = self.problem.evaluate(self._executed)
         except ArithmeticError as error:
             info["failed"] = str(error)
-            lowest = self._lowest_reward
-            return self.problem.outcome(self._executed, 0.0).reward if lowest is None else lowest
-        seen = outcome.reward if self._lowest_reward is None else self._lowest_reward
-        self._lowest_reward = min(seen, outcome.reward)
+            worst = self.problem.outcome(self._executed, 0.0).reward
+            return self._lowest_reward if self._lowest_reward < math.inf else worst
+        self._lowest_reward = min(self._lowest_reward, outcome.reward)
         info |= {
             "widths": outcome.widths,
             "accuracy": outcome.accuracy,

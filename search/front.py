@@ -147,13 +147,13 @@ class FrontSampler(BaseSampler):
         for turn in range(TURNS):  # where the strategy knows nothing more under one limit, it may under another
             fraction = self._problem.fraction((trial.number * GOLDEN + turn / TURNS) % 1)
             study._storage.set_trial_user_attr(trial._trial_id, "limit", fraction)
-            with self._problem.limited(fraction):
-                if own < len(self._starts):
-                    return self._problem.named(self._problem.admit(self._starts[own]))
-                try:
+            try:
+                with self._problem.limited(fraction):
+                    if own < len(self._starts):
+                        return self._problem.named(self._problem.admit(self._starts[own]))
                     return self._base.sample_relative(study, trial, search_space)
-                except Exhausted as reason:
-                    nothing = reason
+            except Exhausted as reason:
+                nothing = reason
         raise nothing
 
     def sample_independent(

@@ -96,12 +96,12 @@ def _as_good(problem: Problem, met: Mapping[tuple[int, ...], Outcome], best: Out
     The best goes before its equals, and before all that the search could have chosen in its place: longer fine-tunes
     may have told it that their scores are luck.
     """
-    first = problem.widths(best.widths)
-    left = [one for widths, one in met.items() if not (first in met and problem.budget.met(widths))]
-    found = max(left, key=lambda one: one.reward, default=None)
-    if first in met:
-        return found if found and found.reward > best.reward + AS_GOOD else best
-    return found if found and found.reward > best.reward - AS_GOOD else None
+    if problem.widths(best.widths) not in met:
+        found = max(met.values(), key=lambda one: one.reward, default=None)
+        return found if found and found.reward > best.reward - AS_GOOD else None
+    beyond = [one for widths, one in met.items() if not problem.budget.met(widths)]  # under a table corrected since
+    better = max(beyond, key=lambda one: one.reward, default=best)
+    return better if better.reward > best.reward + AS_GOOD else best
 
 
 def ranked(problem: Problem, study: optuna.Study) -> list[Outcome]:

@@ -363,8 +363,8 @@ def _tell(
             if finished or not leases.ours(connection, trial._trial_id):
                 log.warning("trial %d was taken over by another process", trial.number)
                 return
-            scored = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if outcome is not None and any(other.params == trial.params for other in scored):
+            scored = (other.params for other in told(study) if other.state == TrialState.COMPLETE)
+            if outcome is not None and trial.params in scored:
                 attributes = {**attributes, "repeat": True}  # another process had the same idea, and was first
         for name, value in attributes.items():
             trial.set_user_attr(name, value)

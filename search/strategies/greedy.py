@@ -31,8 +31,9 @@ class GreedySampler(MovingSampler):
     def follow(self, scored: list[Scored], known: set[Widths], rng: np.random.Generator) -> Widths:
         """The next exchange from the best policy that nobody has proposed."""
         start = best(scored)
-        if (start.widths, self.problem.budget) != self._from:  # a front's trials have budgets of their own
-            self._from, self._untried = (start.widths, self.problem.budget), self._exchanges(start)
+        place = start.widths, self.problem.budget  # a front's trials have budgets of their own
+        if place != self._from:
+            self._from, self._untried = place, self._exchanges(start)
         for widths in self._untried:
             if widths not in known:
                 return widths
