@@ -66,6 +66,11 @@ CRITERIA: dict[str, tuple[str, str]] = {
     "random": ("a random order, the control", "amc.criteria_weights:random"),
 }
 
+PRECISIONS: dict[str, tuple[str, str]] = {
+    "float32": ("32-bit floats throughout", "torch:float32"),
+    "bfloat16": ("convolutions and matrix products in bfloat16, weights and all else in float32", "torch:bfloat16"),
+}
+
 REWARDS: dict[str, tuple[str, str]] = {
     "accuracy": ("accuracy alone: the budget is a hard limit", "amc.reward:accuracy"),
     "amc_flops": ("-error * log(FLOPs), AMC (He et al. 2018)", "amc.reward:amc_flops"),

@@ -43,7 +43,7 @@ log = logging.getLogger("amc")
 class ScoreSettings:
     """How a candidate is scored.
 
-    steps, batch, lr, weight_decay: the quick fine-tune; no steps, no fine-tune.
+    steps, batch, lr, weight_decay, precision: the quick fine-tune (`amc.finetune.train`); no steps, no fine-tune.
     images: of the search split that are scored, the first ones of a shuffled order; 0 scores all.
     calibration: training images that recalibrate batch norm; 0 leaves it as it is.
     reconstruct: refits the layers that read pruned channels by least squares first, on those images.
@@ -53,6 +53,7 @@ class ScoreSettings:
     batch: int = 128
     lr: float = 0.02
     weight_decay: float = 1e-4
+    precision: torch.dtype = torch.float32
     images: int = 2000
     calibration: int = 512
     reconstruct: bool = False
@@ -143,8 +144,15 @@ class Evaluator:
         """What a candidate is worth after so many steps on `batches`, or of the user's own, and recalibrated."""
         s = self.settings
         if self.tune is None:
-            progress = partial(self.watch, rung)
-            train(candidate, batches, steps=steps, lr=s.lr, weight_decay=s.weight_decay, progress=progress)
+            train(
+                candidate,
+                batches,
+                steps=steps,
+                lr=s.lr,
+                weight_decay=s.weight_decay,
+                precision=s.precision,
+                progress=partial(self.watch, rung),
+            )
         elif steps:
             self.watch(f"fine-tune of your own, {steps} steps", 1, 1)
             self.tune(candidate, steps)

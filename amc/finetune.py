@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,12 +53,13 @@ def finetune(
     weight_decay: float = 1e-4,
     augment: Sequence[str] = (),
     loss: Loss = F.cross_entropy,
+    precision: torch.dtype = torch.float32,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
     """Trains `model` in place on shuffled batches of `split` for `epochs`, or for exactly `steps`, whichever is given.
 
-    lr: the peak of the one-cycle rate. progress: called with (steps done, steps in all).
+    lr: the peak of the one-cycle rate. precision: see `train`. progress: called with (steps done, steps in all).
 
     Raises:
         Diverged: the loss became NaN or infinite.
@@ -72,6 +74,7 @@ def finetune(
             lr=lr,
             weight_decay=weight_decay,
             loss=loss,
+            precision=precision,
             progress=progress,
         )
 
@@ -84,9 +87,12 @@ def train(
     lr: float,
     weight_decay: float = 1e-4,
     loss: Loss = F.cross_entropy,
+    precision: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> list[float]:
     """One-cycle SGD over `batches`, in place; the model ends in eval mode. Returns the loss of every step.
+
+    precision: of convolutions and matrix products (`torch.autocast`); weights and the loss stay as they are.
 
     Raises:
         Diverged: the loss became NaN or infinite.
@@ -105,8 +111,9 @@ def train(
     device = device_of(model)
     model.train()
     for step, (inputs, labels) in enumerate(batches):
-        output = logits(call(model, to_device(inputs, device)))
-        value = loss(output, to_device(labels, device))
+        with rounded_to(precision, device):
+            output = logits(call(model, to_device(inputs, device)))
+        value = loss(output.float() if output.dtype == precision else output, to_device(labels, device))
         losses.append(value.item())
         if not np.isfinite(losses[-1]):
             raise Diverged(
@@ -124,6 +131,11 @@ def train(
     optimizer.zero_grad(set_to_none=True)
     model.eval()
     return losses
+
+
+def rounded_to(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """Where convolutions and matrix products are computed in `precision`; as the caller has it for float32."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, precision)
 
 
 def draw(split: Split, steps: int, *, batch: int, augment: Sequence[str] = (), seed: int = 0) -> Iterator[Batch]:

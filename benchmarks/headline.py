@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from peers import PEERS
 from torch import nn
 
+from amc.catalog import PRECISIONS
 from amc.data import IMAGENET_MEAN, IMAGENET_STD
 from amc.evaluate import accuracy, batches_of
 from amc.files import write_atomic
@@ -64,6 +65,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         "only": () if args.whole else INNER,
         "reconstruct": args.refitted,
         "threads": args.threads,
+        "precision": args.precision,
     }
 
 
@@ -181,7 +183,8 @@ def recovered(setup: Setup, named: Mapping[str, int], seed: int) -> tuple[nn.Mod
     assert split is not None
     steps = EPOCHS * (len(split) // BATCH)
     with seeded(seed, "headline"):
-        train(arranged(model, torch.channels_last), drawn(split, steps, seed), steps=steps, lr=RATE)
+        batches, precision = drawn(split, steps, seed), setup.evaluator.settings.precision
+        train(arranged(model, torch.channels_last), batches, steps=steps, lr=RATE, precision=precision)
     return model, widths
 
 
@@ -232,13 +235,14 @@ def main() -> None:
     one.add_argument("--time-limit", type=float, default=600.0, help="seconds")
     one.add_argument("--score-steps", type=int, help="of each candidate's quick fine-tune (default: as ever)")
     one.add_argument("--anchor-share", type=float, help="of the search's time (default: as ever)")
+    one.add_argument("--precision", default="float32", choices=PRECISIONS, help="of the quick fine-tunes")
     one.add_argument("--warm-start", metavar="NAME", help="of a policy found here, whose run this one starts from")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--workers", type=int, default=1, help="of a search of ours")
     all_.add_argument("--seeds", type=int, default=3)
     all_.add_argument("--only", nargs="*", help="names of policies")
     all_.add_argument("--refitted", action="store_true", help="start from least-squares weights")
-    all_.set_defaults(whole=True)  # policies name the groups that are not
+    all_.set_defaults(whole=True, precision="float32")  # policies name the groups that are not whole
     args = parser.parse_args()
     args.run(args)
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from headline import recovered, settings
 
+from amc.catalog import PRECISIONS
 from amc.evaluate import accuracy, batches_of
 from amc.files import write_atomic
 from amc.problem import Problem
@@ -55,6 +56,7 @@ def main() -> None:
     for name in ("--model", "--weights", "--data"):
         parser.add_argument(name, required=True)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--shard", default="0/1", metavar="I/N")
     parser.set_defaults(whole=False, refitted=False)
@@ -69,7 +71,7 @@ def main() -> None:
         splits = {"val": setup.data.val, "test": setup.data.test}
         reached = {split: accuracy(model, batches_of(data)) for split, data in splits.items() if data is not None}
         kept = load(args.model)  # again: another process may have added to it
-        kept["policies"].append({"name": name, "widths": list(widths), **reached})
+        kept["policies"].append({"name": name, "widths": list(widths), "precision": args.precision, **reached})
         kept["policies"].sort(key=lambda policy: policy["name"])
         write_atomic(RESULTS / f"{args.model}-policies.json", json.dumps(kept, indent=1) + "\n")
         print(name, widths, reached, flush=True)

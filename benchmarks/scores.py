@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from amc.data import IMAGENET_MEAN, IMAGENET_STD
 from amc.evaluate import Evaluator, ScoreSettings
@@ -29,6 +30,7 @@ RUNGS = {
     "batch norm recalibrated": ScoreSettings(steps=0),
     "8 steps": ScoreSettings(steps=8),
     "30 steps": ScoreSettings(steps=30),
+    "30 steps in bfloat16": ScoreSettings(steps=30, precision=torch.bfloat16),
     "120 steps": ScoreSettings(steps=120),
     "refitted": ScoreSettings(steps=0, reconstruct=True),
     "refitted, 8 steps": ScoreSettings(steps=8, reconstruct=True),

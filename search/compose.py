@@ -16,7 +16,7 @@ from torch import nn
 import envs  # noqa: F401  (registers the environment; and a user's own `envs` beside a FILE.py comes too late)
 import latency  # noqa: F401  (likewise)
 from amc.budget import Budget, parse_budget
-from amc.catalog import MODELS, REWARDS
+from amc.catalog import MODELS, PRECISIONS, REWARDS
 from amc.cost import Cost, analytic
 from amc.coupling import trace
 from amc.data import Data, load_data
@@ -238,6 +238,7 @@ def score_settings(settings: Settings) -> ScoreSettings:
         batch=settings.score_batch,
         lr=settings.score_lr,
         weight_decay=settings.weight_decay,
+        precision=resolve(PRECISIONS, settings.precision, "--precision"),
         images=settings.score_images,
         calibration=settings.calibration_images,
         reconstruct=settings.reconstruct,

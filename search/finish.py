@@ -121,6 +121,7 @@ def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
                 batch=settings.finetune_batch,
                 weight_decay=settings.weight_decay,
                 augment=setup.augment,
+                precision=setup.evaluator.settings.precision,
                 seed=settings.seed,
                 progress=report,
             )

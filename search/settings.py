@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from amc.catalog import CRITERIA, DATASETS, MODELS, REWARDS
+from amc.catalog import CRITERIA, DATASETS, MODELS, PRECISIONS, REWARDS
 from amc.errors import UsageError
 from amc.registry import Registry, suggest
 from search.engines import ENGINES
@@ -226,6 +226,13 @@ class Settings:
     finetune_lr: float = option(0.02, "fine-tuning", "its peak learning rate", parse=number(0, 10), metavar="RATE")
     finetune_batch: int = option(128, "fine-tuning", "its batch size", parse=whole(1), metavar="N")
     weight_decay: float = option(1e-4, "fine-tuning", "of both fine-tunings", parse=number(0, 1), metavar="D")
+    precision: str = option(
+        "float32",
+        "fine-tuning",
+        "of both fine-tunings: float32 or bfloat16 (`amc doctor` says what the latter gains here)",
+        choices=PRECISIONS,
+        metavar="NAME",
+    )
     augment: str = option(
         "auto", "fine-tuning", "auto (what suits the data), none, crop, flip or crop,flip", metavar="HOW"
     )

@@ -64,6 +64,7 @@ def test_help_imports_no_torch_and_lists_every_name():
         (["--budget", "flops=0.5", "--time-limit", "soon"], "--time-limit 'soon'"),
         (["--budget", "flops=0.5", "--accelerator", "gpu9"], "--accelerator 'gpu9'"),
         (["--budget", "flops=0.5", "--augment", "warp"], "--augment 'warp'"),
+        (["--budget", "flops=0.5", "--precision", "bf16"], "did you mean 'bfloat16'"),
         (["--budget", "flops=0.5", "--reward", "latency"], "--reward 'latency'"),
         (["--budget", "flops=0.5", "--resume"], "--resume needs --out"),
         (["--buget", "flops=0.5"], "did you mean '--budget'"),

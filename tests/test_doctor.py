@@ -32,6 +32,7 @@ def test_the_cpu_works_in_torch_and_in_onnxruntime(found):
     assert found["torch"]["cpu"] == "works"
     assert found["onnxruntime"]["CPUExecutionProvider"] == "works"
     assert list(found["cache"].values()) == ["works"]
+    assert float(found["training"]["--precision bfloat16"].split()[0]) > 0
     assert not [problem for problem in found["problems"] if "not installed" not in problem]
 
 

@@ -62,6 +62,19 @@ def test_training_learns_and_a_diverged_loss_says_so():
         finetune(net(), Examples(500), steps=50, lr=1e30)
 
 
+def test_in_bfloat16_the_products_are_rounded_and_the_model_stays_in_float32():
+    exact, rounded = net(), net()
+    expected = train(exact, draw(Examples(500), 60, batch=32), steps=60, lr=0.1)
+    seen = set()
+    rounded[0].register_forward_hook(lambda layer, given, output: seen.add(output.dtype))
+    losses = train(rounded, draw(Examples(500), 60, batch=32), steps=60, lr=0.1, precision=torch.bfloat16)
+    assert seen == {torch.bfloat16}
+    assert losses != expected
+    assert losses[-1] == pytest.approx(expected[-1], abs=0.1)
+    assert losses[-1] < 0.7 * losses[0]
+    assert {p.dtype for p in rounded.parameters()} == {torch.float32}
+
+
 def test_a_model_without_trainable_parameters_is_left_as_it_is(caplog):
     model = net().requires_grad_(False)
     finetune(model, Examples(64), steps=3)

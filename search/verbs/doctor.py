@@ -12,7 +12,9 @@ import importlib.metadata
 import os
 import platform
 import re
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "amc-pruning-search"
 WORKS = "works"
+ROUNDS = 6
+"""Of two training steps in each precision."""
 
 OPTIONAL: dict[str, tuple[str, str]] = {
     "torchvision": ("--model torchvision:NAME", f"{DISTRIBUTION} torchvision"),
@@ -69,6 +73,7 @@ def examine() -> dict[str, Any]:
         },
         "torch": guarded(torch_devices),
         "onnxruntime": guarded(providers),
+        "training": guarded(training),
         "cache": guarded(cache),
     }
     found["problems"] = list(_problems(found))
@@ -125,6 +130,35 @@ def torch_devices() -> dict[str, str]:
         except Exception as error:
             found[name] = first_line(error)
     return found
+
+
+def training() -> dict[str, str]:
+    """What a training step takes in each precision, of its time in float32, on the device that a run would take."""
+    import torch
+    from torch import nn
+
+    from amc.catalog import PRECISIONS
+    from amc.finetune import train
+    from amc.layout import arranged
+    from amc.registry import resolve
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layers = [nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()) for _ in range(4)]
+    model = arranged(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device), torch.channels_last)
+    batch = (torch.rand(64, 32, 32, 32, device=device), torch.zeros(64, dtype=torch.long, device=device))
+    dtypes = {name: resolve(PRECISIONS, name, "--precision") for name in PRECISIONS}
+    seconds: dict[str, list[float]] = {name: [] for name in PRECISIONS}
+    for _ in range(ROUNDS):
+        for name, dtype in dtypes.items():
+            start = time.perf_counter()
+            train(model, [batch] * 2, steps=2, lr=1e-6, precision=dtype)
+            seconds[name].append(time.perf_counter() - start)
+    middle = {name: statistics.median(each[1:]) for name, each in seconds.items()}  # the first round warms up
+    return {
+        f"--precision {name}": f"{middle[name] / middle['float32']:.2f} of float32's time"
+        for name in middle
+        if name != "float32"
+    }
 
 
 def providers() -> dict[str, str]:
@@ -191,7 +225,8 @@ def tables(found: dict[str, Any]) -> Iterator[Table | str]:
     ]
     if packages:
         yield _table("packages", ("package", "installed", "needs"), packages)
-    parts = [(what, part, answer) for part in ("torch", "onnxruntime", "cache") for what, answer in found[part].items()]
+    looked = ("torch", "training", "onnxruntime", "cache")
+    parts = [(what, part, answer) for part in looked for what, answer in found[part].items()]
     yield _table("devices, providers and the cache", ("what", "of", "state"), parts)
     optional = [
         (name, package["version"] or "-", package["for"], "" if package["version"] else package["install"])
