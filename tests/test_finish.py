@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 import search
 from amc.data import Data
 from amc.errors import DataError, SearchFailed, UsageError
+from amc.finetune import rounded_to
 from benchmarks.faults.tiny import net
 from search.compose import check_recovery
 from search.settings import Settings
@@ -36,6 +37,20 @@ def test_a_final_fine_tune_as_short_as_a_score_comes_to_the_score_and_says_that_
     assert result.summary["best"]["accuracy"] == pytest.approx(trial)
     assert "the final fine-tune is short: 6 steps, from 256 examples in batches of 128" in caplog.text
     assert json.loads(Path("run/result.json").read_text())["best"]["accuracy"] == result.summary["best"]["accuracy"]
+
+
+def test_a_run_s_precision_is_that_of_both_fine_tunings(here, monkeypatch):
+    seen = []
+
+    def noted(precision, device):
+        seen.append(precision)
+        return rounded_to(precision, device)
+
+    monkeypatch.setattr("amc.finetune.rounded_to", noted)
+    named = {"model": f"{TINY}:net", "data": f"{TINY}:data", "threads": 1, "budget": "flops=0.5", "strategy": "uniform"}
+    result = search.run(**named, precision="bfloat16", score_steps=3, finetune_epochs=2, out="run")
+    assert seen == [torch.bfloat16] * (3 + 2 * 2)  # a policy's score, and 256 examples in batches of 128
+    assert {parameter.dtype for parameter in result.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("worths", [[float("nan")], [0.5, 0.5, float("nan")]])
