@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 HEADS = frozenset(("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead", "num_attn_heads"))
 KEY_HEADS = frozenset(("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "num_kv_attention_heads"))
@@ -106,11 +107,23 @@ RULES: Mapping[str, Callable[[Any], None]] = {
 
 def update(module: nn.Module) -> None:
     """Make the attributes of a module agree with the shapes of its weights."""
+    _recompute(module)
     for cls in type(module).__mro__:
         rule = RULES.get(cls.__name__)
         if rule is not None and cls.__module__.split(".")[0] in ("torch", "transformers", "timm"):
             rule(module)
             return
+    shape, weight = vars(module).get("normalized_shape"), getattr(module, "weight", None)
+    if isinstance(shape, tuple | list) and isinstance(weight, Tensor) and len(shape) == weight.dim():
+        vars(module)["normalized_shape"] = type(shape)(weight.shape)  # a layer norm of the user's own, as ConvNeXt's
+
+
+def _recompute(module: nn.Module) -> None:
+    """The weight that torch's older weight norm, spectral norm and pruning compute in a hook before each forward."""
+    with torch.no_grad():
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):
+                hook(module, ())
 
 
 def update_heads(module: nn.Module, dense: int, kept: int, widths: set[int]) -> None:

@@ -40,7 +40,7 @@ def _layer_norm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     for factor in partial:
         run.labels.coarsen(factor, support(factor) & axes)
     factors = list(run.factors(x))
-    if not weights:
+    if not weights and hasattr(run.module(), "normalized_shape"):
         rest = [run.labels.pin(f, axes, f"{run.where()} fixes its normalized_shape and has no weight") for f in factors]
         factors = [f for f in rest if f is not None]
     whole = Operand(tuple(factors), tuple(n > 1 for n in x.shape))

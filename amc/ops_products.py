@@ -148,7 +148,8 @@ def _addmm(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 def _mv(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     column = args[1][:, None]
     run.set(column, [f[:, None] for f in run.factors(args[1])])
-    run.set_source(column, replace(run.source(args[1]), whole=False))
+    source = run.source(args[1])
+    run.set_source(column, replace(source, whole=source.whole and not run.is_weight(args[0])))
     factors = _matmul(run, args[0], column, out[:, None])
     run.set(out, [f.squeeze(-1) for f in factors])
 
@@ -203,7 +204,8 @@ def _weight_labels(
         return by_axis.get(out_axis)
     if ins == groups:
         return _depthwise(run, source, by_axis, outs // ins, transposed)
-    name = run.name(weight)
+    origin = run.source(weight)
+    name = origin.name if origin.whole else None
     rows = by_axis.get(0)
     blocked = run.record.axes.get((name or "", 1))
     columns = source if not transposed else run.labels.fresh(outs)

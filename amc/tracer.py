@@ -121,8 +121,12 @@ class Tracer(TorchDispatchMode):
         for tensor in tensors:
             self.labels.freeze(self.factors(tensor), reason)
 
+    def module(self) -> nn.Module:
+        """The module that runs now."""
+        return self.model.get_submodule(self.stack[-1] if self.stack else "")
+
     def where(self) -> str:
-        """The module that runs now, for messages."""
+        """Its name, for messages."""
         name = self.stack[-1] if self.stack else ""
         return f"`{name}`" if name else "the model's forward"
 
@@ -149,8 +153,7 @@ class Tracer(TorchDispatchMode):
 
     def _recurrent(self) -> bool:
         """Whether a recurrent layer runs: by its kind, dtype and device, one fused operation or many products."""
-        module = self.model.get_submodule(self.stack[-1]) if self.stack else None
-        return isinstance(module, nn.RNNBase | nn.RNNCellBase)
+        return isinstance(self.module(), nn.RNNBase | nn.RNNCellBase)
 
     def use(self, weight: str, use: WeightUse) -> None:
         """Note what a weight is first used for."""

@@ -1,8 +1,10 @@
 """The proof that a group can be slimmed, tried before anyone relies on it (DESIGN 8).
 
-Three removals are tried: the smallest step, a random half of every group, and the other half. For each, the slim model
-must run, and agree with the dense model in which the removed channels are zero and left out of statistics that span
-channels. Where the dense model runs in training mode on examples alone, the slim one has to.
+Four removals are tried: the smallest step, a random half of every group, the other half, and all but the floor. For
+each, the slim model must run, and agree with the dense model in which the removed channels are zero and left out of
+statistics that span channels. Where the dense model runs in training mode on examples alone, the slim one has to. A
+group that fails at its floor only (one channel, whose axis a `squeeze` drops; a norm over a single value) gets a higher
+one.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ TOLERANCE = 1e-5
 def verify(model: nn.Module, inputs: Inputs, structure: Structure) -> Structure:
     """The structure without the groups that can't be slimmed as predicted; those are frozen, with what went wrong.
 
-    All groups are tried at once, and apart only if that fails.
+    Floors that can't be kept are raised. All groups are tried at once, and apart only if that fails.
     """
     generator = np.random.default_rng(0)
     model = _without_zeros(model)
@@ -46,6 +48,11 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure) -> Structure:
         bad = _failing(check, good, {group.name: choose(group) for group in good})
         frozen += [Frozen(name, reason) for name, reason in bad.items()]
         good = [group for group in good if group.name not in bad]
+    for check in agrees:
+        while bad := _failing(check, good, {group.name: narrowest(group) for group in good}):
+            good = [_raised(group) if group.name in bad else group for group in good]
+            frozen += [Frozen(group.name, bad[group.name]) for group in good if len(group.widths) < 2]
+            good = [group for group in good if len(group.widths) > 1]
     return replace(structure, groups=tuple(good), frozen=tuple(frozen))
 
 
@@ -88,6 +95,18 @@ def _others(group: Group, units: np.ndarray) -> np.ndarray:
     rest = np.setdiff1d(np.arange(group.channels), units)
     count = min(np.sum(cells[rest] == cell) for cell in np.unique(cells))
     return np.sort(np.concatenate([rest[cells[rest] == c][:count] for c in np.unique(cells)])) if count else units
+
+
+def narrowest(group: Group) -> np.ndarray:
+    """As few units of each cell as a policy may keep."""
+    cells = _cells(group)
+    names = np.unique(cells)
+    return np.sort(np.concatenate([np.flatnonzero(cells == cell)[: group.floor // len(names)] for cell in names]))
+
+
+def _raised(group: Group) -> Group:
+    """The group with a floor of at least twice as many channels."""
+    return replace(group, widths=tuple(width for width in group.widths if width >= 2 * group.floor))
 
 
 def difference(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kept) -> float:

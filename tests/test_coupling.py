@@ -137,7 +137,6 @@ def test_transposed_convolutions_multiply_at_their_inputs() -> None:
         (lambda x: x * x[:, :1].sigmoid(), "by its position"),
         (lambda x: x.roll(1, 1), "shifts"),
         (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2))[:, 1:9], "unequal"),
-        (lambda x: F.layer_norm(x.movedim(1, -1), (8,)).movedim(-1, 1), "normalized_shape"),
     ],
 )
 def test_what_needs_every_channel_is_frozen_and_says_so(use: object, words: str) -> None:

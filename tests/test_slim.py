@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.cost import params, size
@@ -133,6 +136,76 @@ def test_verification_finds_sizes_that_code_fixes() -> None:
     assert "outer" in {f.name for f in checked.frozen}
 
 
+class Through(nn.Module):
+    """A linear layer, something of its channels, and another one."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor], inputs: int = 3) -> None:
+        super().__init__()
+        self.stem, self.use, self.head = nn.Linear(inputs, 8), use, nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.use(self.stem(x)).mean(1))
+
+
+class OwnNorm(nn.Module):
+    """A layer norm as in ConvNeXt's published code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias, self.normalized_shape = nn.Parameter(torch.rand(8)), nn.Parameter(torch.rand(8)), (8,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias)
+
+
+class Pooling(nn.Module):
+    """Attention over positions by a product with one vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.vector).softmax(1)[..., None] * x
+
+
+@pytest.mark.parametrize(
+    ("use", "frozen"),
+    [
+        (OwnNorm(), ""),
+        (Pooling(), ""),
+        (lambda x: F.layer_norm(x, x.shape[-1:]), ""),
+        (lambda x: F.layer_norm(x, (8,)), "slimmed, the model fails"),
+        (nn.LayerNorm(8, elementwise_affine=False), "`use` fixes its normalized_shape and has no weight"),
+    ],
+)
+def test_sizes_that_follow_from_the_input_or_a_weight_fix_nothing(use: Any, frozen: str) -> None:
+    net, inputs = Through(use).eval(), (torch.randn(1, 5, 3),)
+    checked = verify(net, inputs, trace(net, inputs))
+    assert [group.name for group in checked.groups] == ([] if frozen else ["stem"])
+    assert frozen in {each.name: each.reason for each in checked.frozen}.get("stem", "")
+
+
+class PooledNorm(nn.GroupNorm):
+    """A group norm of pooled features, as in ASPP: with one channel a group it has one value to norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mean(1))[:, None]
+
+
+@pytest.mark.parametrize(
+    ("use", "widths"),
+    [(lambda x: x.mean(1).squeeze()[None, None], (2, 3, 4, 5, 6, 7, 8)), (PooledNorm(2, 8), (4, 6, 8))],
+)
+def test_a_floor_at_which_the_model_fails_is_raised(use: Any, widths: tuple[int, ...]) -> None:
+    """A single channel's axis is squeezed away; a single value can't be normed."""
+    net, inputs = Through(use).eval(), (torch.randn(1, 5, 3),)
+    traced = trace(net, inputs)
+    checked = verify(net, inputs, traced)
+    assert [(group.name, group.widths) for group in checked.groups] == [("stem", widths)]
+    assert traced.groups[0].floor == widths[0] // 2
+
+
 def test_trial_removals_are_the_smallest_step_and_a_half() -> None:
     net, inputs = build("GroupedConvolution")
     group = trace(net, inputs).groups[0]
@@ -183,6 +256,15 @@ def test_weight_norm_and_norms_of_single_channels_are_slimmed() -> None:
         net = nn.Sequential(wrap(nn.Linear(4, 6)), nn.ReLU(), wrap(nn.Linear(6, 5)), nn.Linear(5, 2)).eval()  # type: ignore[operator]
         inputs = (torch.randn(1, 4),)
         assert len(verify(net, inputs, trace(net, inputs)).groups) == 2
+        net = nn.Sequential(
+            *(nn.Conv1d(3, 8, 3), wrap(nn.Conv1d(8, 8, 3, groups=8)), wrap(nn.Conv1d(8, 12, 3, groups=4))),  # type: ignore[operator]
+            *(nn.Flatten(), nn.Linear(48, 2)),
+        ).eval()
+        inputs = (torch.randn(1, 3, 10),)
+        structure = verify(net, inputs, trace(net, inputs))
+        assert [group.channels for group in structure.groups] == [8, 12], "depthwise and grouped convolutions, too"
+        small = slim(net, structure, halves(structure))
+        assert [layer.out_channels for layer in small[:3]] == [4, 4, 4]
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(8, 8), nn.Conv2d(8, 2, 3)).eval()
     inputs = (torch.randn(1, 3, 8, 8),)
     assert [g.channels for g in verify(net, inputs, trace(net, inputs)).groups] == [8]
