@@ -22,9 +22,11 @@ from amc.coupling import trace
 from amc.errors import PolicyError, RunError
 from amc.evaluate import kept_units
 from amc.files import read_json
+from amc.forward import call
 from amc.groups import Group, Structure
 from amc.importance import rank
 from amc.models import Inputs, load_model, placed
+from amc.modes import evaluating
 from amc.policy import GroupPolicy, Policy, load_policy
 from amc.problem import allowed
 from amc.registry import suggest
@@ -116,12 +118,20 @@ def _fit_one(entry: GroupPolicy, group: Group) -> None:
 
 
 def _example(model: nn.Module, policy: Policy) -> Inputs:
-    """Example inputs: the model's own, else what the policy says."""
-    return load_model(model).inputs if hasattr(model, "example_inputs") else placed(model, example_of(policy))
+    """Example inputs: the model's own, else what the policy says, its integers ones where the model takes no zeros."""
+    if hasattr(model, "example_inputs"):
+        return load_model(model).inputs
+    zeros = placed(model, example_of(policy))
+    try:
+        with evaluating(model):
+            call(model, zeros)
+    except Exception:  # a length of zero, say
+        return placed(model, example_of(policy, integers=1))
+    return zeros
 
 
-def example_of(policy: Policy) -> dict[str, Tensor]:
-    """Inputs of the names, shapes and types in a policy: numbers drawn at random, and zeros where they are integers.
+def example_of(policy: Policy, *, integers: int = 0) -> dict[str, Tensor]:
+    """Inputs of the names, shapes and types in a policy: numbers drawn at random, and `integers` where they are whole.
 
     Raises:
         PolicyError: no tensor has such a shape or type.
@@ -132,7 +142,7 @@ def example_of(policy: Policy) -> dict[str, Tensor]:
         if not isinstance(dtype, torch.dtype) or int(np.prod(info.shape)) > 2**31:
             raise PolicyError(f"the policy's input {info.name!r} has an impossible dtype or shape ({info.dtype})")
         drawn = dtype.is_floating_point or dtype.is_complex
-        tensor = torch.randn(info.shape, generator=generator) if drawn else torch.zeros(info.shape)
+        tensor = torch.randn(info.shape, generator=generator) if drawn else torch.full(info.shape, integers)
         tensors[info.name] = tensor.to(dtype)
     return tensors
 

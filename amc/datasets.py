@@ -186,7 +186,8 @@ def imagefolder(where: str, options: Options) -> Data:
     digest = hashlib.sha256("\0".join(classes).encode())
     for name, entries in files.items():
         for path, _, size in entries:
-            digest.update(f"{name}\0{path.relative_to(root / name).as_posix()}\0{size}\n".encode())
+            line = f"{name}\0{path.relative_to(root / name).as_posix()}\0{size}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
 
     grey = options.mean is not None and len(options.mean) == 1
     first = next(iter(files["train"]))[0]
@@ -250,7 +251,8 @@ def _images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int, int
             for file in names:
                 path = os.path.join(parent, file)
                 if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not file.startswith("."):
-                    found.append((Path(path), label, os.stat(path).st_size))
+                    size = os.stat(path).st_size if os.path.exists(path) else 0  # a link to nothing can't be read
+                    found.append((Path(path), label, size))
     if not found:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{folder} has no images in folders of one class each (of the kinds {kinds})")
@@ -268,6 +270,19 @@ def _size(paths: Any) -> tuple[int, int]:
         except Exception:
             continue
     raise DataError(f"no image can be read, {first} for one; are they damaged?")
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel; Pillow's own conversion would clip what is above 255.
+
+    Raises:
+        ValueError: its range is not known.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits a channel")
+    return image
 
 
 class FolderSplit:
@@ -327,18 +342,34 @@ class FolderSplit:
         height, width, channels = self.shape
         try:
             with Image.open(self.paths[index]) as opened:
-                image: Image.Image = opened.convert("RGB" if channels == 3 else "L")
+                image = eight_bit(opened).convert("RGB" if channels == 3 else "L")
         except Exception as problem:
             self._leave_out(index, problem)
             return None
+        self._check_size(index, image)
         if image.size != (width, height):
-            if not self.resize:
-                raise DataError(
-                    f"{self.paths[index]} is {image.height}x{image.width}, but other images are {height}x{width}; "
-                    "give --input-size HEIGHT WIDTH"
-                )
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(self.shape)
+
+    def check_sizes(self) -> None:
+        """Raises a DataError if an image that is not scaled has another size than the rest: known from its header."""
+        unread = () if self.resize else set(range(len(self))) - set(self.unreadable)
+        for index in sorted(unread):
+            try:
+                with Image.open(self.paths[index]) as image:
+                    self._check_size(index, image)
+            except DataError:
+                raise
+            except Exception as problem:
+                self._leave_out(index, problem)
+
+    def _check_size(self, index: int, image: Image.Image) -> None:
+        height, width, _ = self.shape
+        if not self.resize and image.size != (width, height):
+            raise DataError(
+                f"{self.paths[index]} is {image.height}x{image.width}, but other images are {height}x{width}; "
+                "give --input-size HEIGHT WIDTH"
+            )
 
     def _leave_out(self, index: int, problem: Exception) -> None:
         self.unreadable[index] = f"{self.paths[index]} ({describe(problem)})"

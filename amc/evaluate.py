@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from amc.errors import DataError
+from amc.errors import DataError, UsageError
 from amc.finetune import Batch, Split, draw, train
 from amc.forward import call, device_of, logits, to_device
 from amc.groups import Structure
@@ -161,8 +161,18 @@ class Evaluator:
         return self.metric(candidate, parts)
 
     def metric(self, model: nn.Module, parts: int = 1) -> float:
-        """A model's worth as it is: the metric, or the accuracy on the images that are scored."""
-        return self._metric(model) if self._metric else accuracy(model, split(self._scored, parts))
+        """A model's worth as it is: the metric, or the accuracy on the images that are scored.
+
+        Raises:
+            UsageError: the metric is no number.
+        """
+        if self._metric is None:
+            return accuracy(model, split(self._scored, parts))
+        worth: Any = self._metric(model)
+        try:
+            return float(worth)  # of a tensor or one of NumPy's, too
+        except (TypeError, ValueError, RuntimeError):
+            raise UsageError(f"the metric gave {type(worth).__name__} {worth!r}; it must be a number") from None
 
     def candidate(self, widths: WidthsByName) -> nn.Module:
         """The slim model of a policy, as sliced, or refitted where the settings say so."""

@@ -80,7 +80,7 @@ class DatasetSplit:
             inputs, labels = default_collate(samples)
         except Exception as problem:
             raise DataError(f"{self.name}: examples can't be put into one batch: {describe(problem)}") from problem
-        return inputs, labels
+        return inputs, class_numbers(labels)
 
     def _sample(self, index: int) -> tuple[Any, Any]:
         try:
@@ -92,6 +92,13 @@ class DatasetSplit:
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise DataError(f"{self.name}: example {index} is a {type(sample).__name__}; it must be (input, label)")
         return sample[0], sample[1]
+
+
+def class_numbers(labels: Any) -> Any:
+    """Labels as losses want them: whole numbers and truth values of any kind in 64 bits, anything else as it is."""
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        return labels
+    return labels.long()
 
 
 def _own_split(name: str, key: str, dataset: Any) -> DatasetSplit:

@@ -67,11 +67,14 @@ class GroupPolicy(_Strict):
 
 
 class BudgetInfo(_Strict):
-    """A limit of the search, and what the policy spends."""
+    """A limit of the search, and what the policy spends.
+
+    limit: in the cost's unit. fraction: of the dense model. None in a policy file where it comes from a measurement.
+    """
 
     cost: str
-    limit: int | float
-    fraction: float
+    limit: int | float | None
+    fraction: float | None
     achieved: int | float | None = None
     met: bool | None = None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,7 @@ def load_attribute(spec: str, error: type[AmcError]) -> Any:
     if not source or not name:
         raise error(f"{spec!r} names nothing; write FILE.py:NAME or PACKAGE.MODULE:NAME")
     try:
-        module = _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+        module = _load_file(Path(source)) if source.endswith(".py") else _imported(source)
     except FileNotFoundError as missing:
         if Path(source).exists():
             raise error(f"{source} raised while it was loaded: FileNotFoundError: {missing}") from missing
@@ -73,6 +74,13 @@ def describe(problem: BaseException) -> str:
     """`ValueError: the first line of its message`."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     return f"{type(problem).__name__}: {lines[0][:500]}" if lines else type(problem).__name__
+
+
+def _imported(name: str) -> ModuleType:
+    """A module, from the current folder too: an installed command does not have it on its search path."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return importlib.import_module(name)
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -95,7 +95,7 @@ class SshDevice:
             )
         if parts.scheme != "ssh" or not parts.hostname or parts.query or parts.fragment:
             raise UsageError(f"--device {url} is not an SSH address; {form}")
-        if not re.fullmatch(r"[A-Za-z0-9_][\w.:%-]*", parts.hostname) or not re.fullmatch(
+        if not re.fullmatch(r"[A-Za-z0-9_:][\w.:%-]*", parts.hostname) or not re.fullmatch(
             r"[\w][\w.-]*|", parts.username or ""
         ):
             raise UsageError(f"--device {url} has characters that no user or host name has; {form}")

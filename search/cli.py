@@ -15,7 +15,8 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -154,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"there is no verb {verb!r}; {suggest(verb, VERBS)}")
         parsed = parser_of(verb).parse_args(words)
         _listen()
-        result = importlib.import_module(VERBS[verb][1]).execute(parsed)
+        with _printing_elsewhere() if as_json else nullcontext():
+            result = importlib.import_module(VERBS[verb][1]).execute(parsed)
         if as_json:
             print(json.dumps(result, allow_nan=False))
         sys.stdout.flush()  # a reader that has gone is met here, not when the interpreter ends
@@ -179,6 +181,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said = f"{disk} ({reason}); what was written before is whole, and --resume goes on with a run"
             return _fail(said, 1, as_json)
         return _fail(f"unexpected error: {reason}. --verbose shows where", 1, as_json)
+
+
+@contextmanager
+def _printing_elsewhere() -> Iterator[None]:
+    """What a user's model or data print goes to standard error, whether Python prints it or a library in C."""
+    with ExitStack() as after:
+        after.enter_context(redirect_stdout(sys.stderr))
+        with suppress(OSError):  # one of them is closed
+            ours = os.dup(1)
+            after.callback(os.close, ours)
+            os.dup2(2, 1)
+            after.callback(os.dup2, ours, 1)
+        yield
 
 
 class _Messages(logging.Handler):

@@ -19,7 +19,7 @@ from amc.budget import Budget, parse_budget
 from amc.catalog import MODELS, PRECISIONS, REWARDS
 from amc.cost import Cost, analytic
 from amc.coupling import trace
-from amc.data import Data, load_data
+from amc.data import Data, Split, load_data
 from amc.errors import BudgetError, DataError, ModelError, UsageError
 from amc.evaluate import Evaluator, Metric, ScoreSettings, Tune, in_memory
 from amc.finetune import AUGMENTATIONS
@@ -45,6 +45,8 @@ log = logging.getLogger("amc")
 LATENCY_MARGIN = 0.01
 """Of a predicted latency, so that the measured one is within the limit with the upper end of its interval."""
 
+IGNORED = -100
+"""The label that torch's cross-entropy leaves out."""
 TINY = 4e6
 """Multiply-accumulates of one image below which a second thread costs more than it brings."""
 
@@ -195,6 +197,23 @@ def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetu
         raise DataError(
             "the `train` split has no labels to fine-tune on; give finetune=… (your own training step), or leave "
             "recovery out by score_steps=0, finetune_epochs=0"
+        )
+    read = {"val": metric is None, "train": finetune is None and bool(trains)}
+    for name, split in splits.items():
+        if read[name]:
+            _check_labels(name, split)
+
+
+def _check_labels(name: str, split: Split) -> None:
+    """Raises a DataError if labels are no class numbers: known ones are all looked at, others in a first example."""
+    labels = split.batch([0])[1] if split.labels is None else torch.as_tensor(split.labels)
+    if not isinstance(labels, torch.Tensor) or (labels.is_floating_point() and labels.dim() > 1):
+        return  # accuracy, or the loss, knows what to say of them
+    lowest = int(labels.min()) if not labels.is_floating_point() and labels.numel() else 0
+    if labels.is_floating_point() or (lowest < 0 and lowest != IGNORED):
+        raise DataError(
+            f"the `{name}` split's labels are {labels.dtype} from {float(labels.min()):g}; they must be class numbers "
+            f"from 0 on, or give {'metric' if name == 'val' else 'finetune'}=… of your own in Python"
         )
 
 

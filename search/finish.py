@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from amc.budget import parse_budget
 from amc.cost import spent
 from amc.errors import DeviceError, ModelError, SearchFailed
 from amc.evaluate import accuracy, batches_of, kept_units
@@ -150,7 +151,7 @@ def _finetuned_name(settings: Settings, widths: WidthsByName) -> str:
 def accuracies(setup: Setup, model: nn.Module) -> tuple[float, float | None]:
     """A model's accuracy on the search split (or the metric), and on the split that the search never saw."""
     if setup.metric is not None:
-        return setup.metric(model), None
+        return setup.evaluator.metric(model), None
     test = setup.data.test
     return accuracy(model, batches_of(setup.data.val)), None if test is None else accuracy(model, batches_of(test))
 
@@ -300,11 +301,19 @@ def policy_of(setup: Setup, candidate: Candidate, trials: int, versions: Mapping
             for group in setup.structure.groups
         ],
         importance=settings.importance,
-        budget=budget_infos(setup, candidate.widths),
+        budget=[_without_times(info, setup) for info in budget_infos(setup, candidate.widths)],
         result={"source": candidate.source, "accuracy": candidate.accuracy, **costs},
         search={"strategy": settings.strategy, "reward": settings.reward, "trials": trials, "seed": settings.seed},
         versions=dict(versions),
     )
+
+
+def _without_times(info: BudgetInfo, setup: Setup) -> BudgetInfo:
+    """Of a latency limit, what the user wrote: a fraction or milliseconds. The other is made with a measured one."""
+    if info.cost != "latency":
+        return info
+    [spec] = (spec for spec in parse_budget(setup.settings.budget) if spec.cost == "latency")
+    return info.model_copy(update={"limit": None} if spec.fraction else {"fraction": None})
 
 
 def model_info(loaded: Loaded) -> ModelInfo:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from amc.data import Data
+from amc.datasets import FolderSplit
 from amc.errors import Interrupted, SearchFailed, UsageError
 from amc.evaluate import Metric, Tune
 from search.compose import Setup, with_objects
@@ -117,7 +118,11 @@ def run_job(
                 dense = _dense_accuracies(setup, display)
                 setup, found, proxy = search_to_budget(directory, setup, display)
             if found.best is None:
-                raise SearchFailed(f"no trial of the search in {path} succeeded; run.log says why")
+                raise SearchFailed(
+                    f"no trial of the search in {path} succeeded; run.log says why"
+                    if found.failed
+                    else f"the search in {path} ended before its first trial; raise --time-limit"
+                )
             best, uniform = finish(setup, found.best, directory.path, display)
             write_sensitivity(setup, found.trials, directory, display)
             return conclude(directory, setup, found, proxy, dense, best, uniform, display)
@@ -164,6 +169,8 @@ def _dense_accuracies(setup: Setup, display: Display) -> tuple[float, float | No
     Raises:
         UsageError: its metric is no number.
     """
+    if isinstance(setup.data.train, FolderSplit):
+        setup.data.train.check_sizes()
     dense = accuracies(setup, setup.loaded.model)
     if not math.isfinite(dense[0]):
         raise UsageError(f"the dense model's {metric_name(setup.metric)} is {dense[0]}; it must be a number")

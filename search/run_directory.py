@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,27 @@ def check_free(path: Path) -> None:
         raise RunError(f"--out {path} exists and is not empty; {way} another folder")
 
 
+@contextmanager
+def writable(option: str, path: Path) -> Iterator[None]:
+    """Raises a UsageError that names the option where `path` can't be written."""
+    try:
+        yield
+    except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+        raise UsageError(f"{option} {path} can't be written: {error.strerror or error}") from None
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raises a UsageError, before any work is done, unless files can be made in `path`; leaves nothing behind."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with writable(option, path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        finally:
+            remove_empty(made)
+
+
 def _is_trace(name: str) -> bool:
     """Whether a file is what a run leaves that was killed before it wrote its settings."""
     return name in (LOCK, OWNER, LOG) or _TEMPORARY.fullmatch(name) is not None
@@ -133,13 +155,12 @@ def owned(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK, timeout=0)
-        lock.acquire()
+        with writable("--out", path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path / LOCK, timeout=0)
+            lock.acquire()
     except Timeout:
         raise RunError(f"{path} is in use by {_owner(path)}; wait for it, or give another --out") from None
-    except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
-        raise UsageError(f"--out {path} can't be written: {error.strerror or error}") from None
     directory, discard = RunDirectory(path), False
     try:
         if not resume:

@@ -291,14 +291,14 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
         if name not in known:
             raise UsageError(f"there is no setting {name!r}; {suggest(name, known)}")
-        checked[name] = _checked(name, value, known[name].metadata)
+        if value is not None:  # as if it were left out
+            checked[name] = _checked(name, value, known[name].metadata)
     return Settings(**checked)
 
 
 def _checked(name: str, value: Any, metadata: Mapping[str, Any]) -> Any:
     """The value as the command line would have read it."""
-    if value is None:
-        return None
+    value = value.tolist() if hasattr(value, "tolist") else value  # NumPy's, torch's
     many = "nargs" in metadata or "repeat" in metadata
     parts = list(value) if many and isinstance(value, Sequence) and not isinstance(value, str) else [value]
     read = [read_value(name, str(part), metadata) for part in parts]

@@ -36,6 +36,7 @@ from search.run_directory import (
     check_free,
     default_path,
     remove_empty,
+    writable,
 )
 from search.settings import Settings, settings_from
 
@@ -95,11 +96,9 @@ def start(given: Mapping[str, Any], text: str, out: str | None, display: Display
     if not (path.is_dir() and [entry.name for entry in path.iterdir()] == [FILE]):  # killed before its first run
         check_free(path)
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
+    with writable("--out", path):
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / FILE, dump_json(SweepFile(budgets=budgets).model_dump()))
-    except (PermissionError, NotADirectoryError) as error:
-        raise UsageError(f"--out {path} can't be written: {error.strerror or error}") from None
     try:
         _run_all(path, dict(zip(budgets, settings, strict=True)), display)
     except AmcError as error:

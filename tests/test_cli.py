@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import amc
 from amc.data import load_data
 from amc.weights import load_weights
 from search.cli import main
+from search.settings import Settings, settings_from
 from search.trust import allow
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +88,11 @@ def test_bad_input_gives_status_2_one_message_and_leaves_nothing(words, says, tm
 def test_an_error_as_json_is_one_object(capsys):
     assert main(["--budget", "flops=1.7", "--json"]) == 2
     assert "must be in" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_settings_in_python_are_left_out_by_none_and_may_be_arrays():
+    assert settings_from({"seed": None, "strategy": None, "budget": None}) == Settings()
+    assert settings_from({"mean": np.array([0.5, 0.25]), "seed": np.int64(3)}) == Settings(mean=(0.5, 0.25), seed=3)
 
 
 def test_the_result_has_the_contracts_shape(run, result):
@@ -227,6 +234,50 @@ def test_a_policy_runs_code_only_if_its_user_named_it(run, tmp_path, monkeypatch
     allow(tmp_path, "evil.py:net")  # as a run that its user has started leaves it
     assert main(["apply", "policy.json", "--out", "slim", "--force", "--quiet"]) == 2
     assert (tmp_path / "ran").exists()
+
+
+BRANCHING = """
+from amc.architectures import digits_resnet
+
+def net():
+    print("a user's own words")
+    model = digits_resnet()
+    class Branching(type(model)):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if float(y.sum()) < 1e9 else -y
+    model.__class__ = Branching
+    return model
+"""
+
+
+def test_a_model_without_an_onnx_form_leaves_nothing_and_no_graph_on_the_screen(run, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(BRANCHING)
+    words = ["apply", str(run / "policy.json"), f"--model={tmp_path / 'own.py'}:net", "--force", "--quiet"]
+    assert main([*words, f"--out={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr().err
+    assert "can't be exported to ONNX" in said
+    assert "graph():" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["apply", "POLICY", "--out"], ["sensitivity", "--out"]])
+def test_a_place_that_cannot_be_written_is_told_before_any_work(run, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("search.compose.load_dense", lambda *a, **o: pytest.fail("work was done"))
+    (tmp_path / "file").write_text("")
+    words = [str(run / "policy.json") if word == "POLICY" else word for word in words]
+    assert main([*words, str(tmp_path / "file" / "out"), "--quiet"]) == 2
+    assert re.search(r"amc: --out .*file/out can't be written: Not a directory", capsys.readouterr().err)
+
+
+def test_what_a_users_model_prints_is_not_on_standard_output_beside_json(tmp_path, capfd):
+    (tmp_path / "own.py").write_text("import os\nos.write(1, b'in C')\n" + BRANCHING)
+    words = ["groups", f"--model={tmp_path / 'own.py'}:net", "--input-shape", "1", "1", "8", "8", "--json"]
+    assert main(words) == 0
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["groups"]
+    assert "a user's own words" in printed.err
+    assert "in C" in printed.err
 
 
 def test_a_directory_in_use_is_refused_and_a_finished_run_says_so(run, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -209,10 +210,37 @@ def test_one_mean_reads_images_as_grey(tmp_path):
     assert load_data(f"imagefolder:{root}").input_shape == (1, 3, 6, 8)
 
 
+def test_images_of_16_bits_are_read_as_the_same_ones_of_8(tmp_path):
+    root = folder(tmp_path, mode="L")
+    expected, _ = everything(load_data(f"imagefolder:{root}").train)
+    for path in root.rglob("*.png"):
+        with Image.open(path) as image:
+            wide = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+        wide.save(path)
+    assert wide.mode == "I;16"
+    assert torch.equal(everything(load_data(f"imagefolder:{root}").train)[0], expected)
+    for path in root.rglob("*.png"):
+        Image.fromarray(np.ones((6, 8), np.float32)).save(path.with_suffix(".tiff"))
+        path.unlink()
+    refused(f"imagefolder:{root}", "32-bit numbers of unknown range", "8 or 16 bits")
+
+
+def test_names_in_no_encoding_are_read_and_links_to_nothing_left_out(tmp_path, caplog):
+    root = folder(tmp_path, count=100)
+    (root / "train" / "ant" / "00.png").rename(root / "train" / "ant" / os.fsdecode(b"caf\xe9.png"))
+    (root / "train" / "ant" / "01.png").unlink()
+    (root / "train" / "ant" / "01.png").symlink_to("/nonexistent/image.png")
+    assert len(everything(load_data(f"imagefolder:{root}").train)[0]) == 199
+    assert "left out an image that can't be read" in caplog.text
+
+
 def test_images_of_different_sizes_need_an_input_size(tmp_path):
     root = folder(tmp_path)
     Image.new("RGB", (20, 10), (9, 9, 9)).save(root / "train" / "ant" / "odd.png")
     refused(f"imagefolder:{root}", "odd.png is 10x20", "6x8", "--input-size")
+    with pytest.raises(DataError, match=r"odd.png is 10x20.*--input-size"):
+        load_data(f"imagefolder:{root}").train.check_sizes()
+    load_data(f"imagefolder:{root}", input_size=(4, 5)).train.check_sizes()
     data = load_data(f"imagefolder:{root}", input_size=(4, 5), mean=(0, 0, 0), std=(1, 1, 1))
     images, _ = everything(data.train)
     assert images.shape == (13, 3, 4, 5)

@@ -63,18 +63,19 @@ def test_a_metric_that_is_no_number_at_the_start_or_the_end_is_told(here, worths
     assert Path("run").exists() == (not at_the_start)
 
 
-def test_a_test_split_that_cannot_be_read_is_known_before_the_search(here):
+@pytest.mark.parametrize("odd", ["test", "train"])
+def test_a_split_that_cannot_be_read_is_known_before_the_search(here, odd):
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         for label in "ab":
             Path("images", split, label).mkdir(parents=True)
             for i in range(8):
-                size = 9 if (split, label, i) == ("test", "b", 7) else 8
+                size = 9 if (split, label, i) == (odd, "b", 7) else 8
                 image = Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8))
                 image.save(Path("images", split, label, f"{i}.png"))
     Path("own.py").write_text(OWN)
-    with pytest.raises(DataError, match="give --input-size"):
-        search.run(model="own.py:net", data="imagefolder:images", budget="flops=0.5", out="run")
+    with pytest.raises(DataError, match=f"{odd}/b/7.png is 9x9, but other images are 8x8; give --input-size"):
+        search.run(model="own.py:net", data="imagefolder:images", budget="flops=0.5", calibration_images=1, out="run")
     assert not Path("run").exists()
 
 
@@ -88,7 +89,7 @@ def test_a_dense_model_that_guesses_is_told(here, caplog, guesses):
 
 
 def test_a_damaged_first_image_does_not_hide_that_there_are_labels():
-    split = SimpleNamespace(labels=np.zeros(3), batch=None)
+    split = SimpleNamespace(labels=np.zeros(3, np.int64), batch=None)
     data = Data("x", split, split, None, 2, "")
     check_recovery(Settings(), data, None, None)
 

@@ -228,6 +228,11 @@ def test_addresses_that_can_not_be(url, says):
     assert "secret" not in str(caught.value)
 
 
+def test_an_address_may_be_of_ipv6():
+    device = remote.SshDevice.at("ssh://me@[::1]:2222")
+    assert (device.host, device.port, device.user) == ("::1", 2222, "me")
+
+
 def test_the_worker_needs_only_python_numpy_and_onnxruntime():
     code = f"import runpy, sys; runpy.run_path({worker.__file__!r}); "
     code += "print([m for m in ('torch', 'onnx', 'amc', 'pydantic') if m in sys.modules])"

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,6 +154,17 @@ def test_factory_of_a_module_and_a_module_itself():
     assert own.name == "Sequential"
     assert own.input_names == ("input",)
     assert not own.model.training
+
+
+def test_a_module_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    """An installed command does not have it on its path; a module of Python's comes first."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [part for part in sys.path if part])
+    Path("nets_of_mine.py").write_text("from torch import nn\ndef net(): return nn.Linear(4, 2)\n")
+    Path("colorsys.py").write_text("raise ImportError('the wrong one')")
+    assert load_model("nets_of_mine:net", input_shape=(1, 4)).name == "nets_of_mine:net"
+    sys.modules.pop("colorsys", None)
+    importlib.import_module("colorsys")
 
 
 def test_example_inputs_are_used_at_batch_one(file):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 import amc
 import search
-from amc.errors import DataError
+from amc.errors import DataError, UsageError
 
 QUICK = {
     "trials": 3,
@@ -93,6 +96,48 @@ def test_what_needs_labels_or_a_train_split_is_refused_with_the_way_out(images, 
     data = dict.fromkeys(keep, images)
     with pytest.raises(DataError, match=says):
         search.build(model=net(), data=data, budget="flops=0.5", **given)
+
+
+CLASSES = torch.arange(64) % 2
+
+
+@pytest.mark.parametrize("labels", [CLASSES.int(), CLASSES.bool(), CLASSES.to(torch.uint8), CLASSES.long()])
+def test_class_numbers_of_any_integer_type_are_trained_on(labels):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    data = dict.fromkeys(("train", "val"), TensorDataset(torch.randn(64, 4), labels))
+    problem = search.build(model=model, data=data, budget="flops=0.5", score_steps=2)
+    assert 0 <= problem.evaluate(problem.admit([4])).accuracy <= 1
+
+
+@pytest.mark.parametrize("labels", [CLASSES.float(), 2 * CLASSES - 1, torch.randn(64)])
+@pytest.mark.parametrize("known", [True, False])
+def test_labels_that_are_no_class_numbers_are_refused(labels, known):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    examples = TensorDataset(torch.randn(64, 4), labels)
+    data = dict.fromkeys(("train", "val"), examples if known else list(examples))
+    with pytest.raises(DataError, match=r"the `val` split's labels are .* must be class numbers from 0 on"):
+        search.build(model=model, data=data, budget="flops=0.5")
+    with pytest.raises(DataError, match=r"the `train` split's labels .* give finetune=… of your own"):
+        search.build(model=model, data=data, budget="flops=0.5", metric=lambda model: 0.5)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32, np.array])
+def test_a_metric_may_give_a_number_of_torchs_or_numpys(images, kind):
+    own = Own(images)
+    result = search.run(
+        model=net(), data={"train": TensorDataset(images), "val": images}, finetune=own.finetune,
+        metric=lambda model: kind(own.likeness(model)), budget="flops=0.5", out="run", **QUICK,
+    )  # fmt: skip
+    assert result.summary["best"]["accuracy"] == pytest.approx(own.likeness(result.model), abs=1e-5)
+
+
+def test_a_metric_that_gives_no_number_is_the_users_to_mend(images):
+    data = {"train": images, "val": images}
+    with pytest.raises(UsageError, match="the metric gave NoneType None; it must be a number"):
+        search.run(
+            model=net(), data=data, metric=lambda model: None, finetune=print, budget="flops=0.5", out="run", **QUICK
+        )
+    assert not Path("run").exists()
 
 
 def test_without_labels_a_metric_is_enough_where_nothing_is_fine_tuned(images):

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
+import amc
 from amc.application import example_of
 from amc.errors import PolicyError
 from amc.models import load_model
 from amc.policy import GroupPolicy, InputInfo, ModelInfo, Policy, load_policy
+from search.finish import model_info
 
 GOLDEN = Path(__file__).parent / "golden" / "policy.json"
 
@@ -67,6 +70,30 @@ def test_the_inputs_of_a_policy_are_of_its_types_and_go_where_it_says():
         loaded = load_model(Net(), example=example_of(policy))
         assert isinstance(loaded.inputs, kind)
         assert sorted(loaded.input_names) == ["image", "tokens"]
+
+
+def test_where_a_model_takes_no_zeros_its_integers_are_ones():
+    """As the lengths of sequences: a policy file says no more of them than their type."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x, lengths):
+            if not bool((lengths > 0).all()):
+                raise ValueError("a length of 0")
+            return self.out(self.stem(x) / lengths[:, None])
+
+    net, inputs = Net(), (torch.randn(1, 3), torch.ones(1, dtype=torch.long))
+    loaded = load_model(net, example=inputs)
+    policy = example().model_copy(
+        update={
+            "model": model_info(loaded),
+            "groups": [GroupPolicy(name="stem", kind="channel", channels=4, width=2, keep_ratio=0.5)],
+        }
+    )
+    assert amc.apply(net, policy).stem.out_features == 2
 
 
 def changed(**changes) -> str:

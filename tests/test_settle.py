@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 import search
 from amc.errors import DeviceError, ModelError
 from amc.export import export_onnx
+from amc.policy import load_policy
 from latency import build_table
 from latency.device import LocalDevice
 from latency.paired import pooled, summarize
@@ -87,13 +88,16 @@ def test_a_limit_that_the_table_misjudges_is_met_as_measured(monkeypatch, tmp_pa
         monkeypatch.setattr(f"{module}.open_device", lambda text: device)
     generator = torch.Generator().manual_seed(0)
     data = TensorDataset(torch.randn(64, 3, 8, 8, generator=generator), torch.randint(0, 4, (64,), generator=generator))
-    summary = search.run(model=net(), data={"train": data, "val": data}, budget="latency=0.6", **QUICK).summary
+    result = search.run(model=net(), data={"train": data, "val": data}, budget="latency=0.6", **QUICK)
+    summary = result.summary
     [limit] = summary["budget"]
     assert limit["met"]
     assert limit["achieved"] <= limit["limit"]
     assert summary["search"]["trials"] > QUICK["trials"], "the search went on under the corrected table"
     assert 1 / summary["best"]["speedup"] > 0.5, "and did not give away more than it had to"
     assert device.finals == 1
+    [written] = load_policy(result.path / "policy.json").budget
+    assert (written.fraction, written.limit, written.achieved) == (0.6, None, None), "nothing measured"
 
 
 @pytest.fixture(scope="module")

@@ -27,16 +27,18 @@ def execute(arguments: argparse.Namespace) -> Any:
 
     from amc.application import applied, example_of
     from amc.cost import analytic, spent
-    from amc.export import export_onnx
+    from amc.export import export_bytes
+    from amc.files import write_atomic
     from amc.policy import load_policy
     from amc.weights import save_weights
     from search.compose import calibration, is_trained_here, load_dense, read_data
     from search.display import Display
-    from search.run_directory import check_free
+    from search.run_directory import check_free, check_writable, writable
     from search.trust import check_named
 
     out = Path(arguments.out)
     check_free(out)
+    check_writable("--out", out)
     policy = load_policy(arguments.policy)
     name = policy.model.name
     if "model" not in given:
@@ -48,10 +50,12 @@ def execute(arguments: argparse.Namespace) -> Any:
     batches = calibration(data, settings) if data else None
     found = applied(loaded.model, policy, inputs=loaded.inputs, force=arguments.force, batches=batches)
 
-    out.mkdir(parents=True, exist_ok=True)
-    save_weights(found.model, out / "model.safetensors")
-    export_onnx(found.model, loaded.inputs, out / "model.onnx")
-    policy.save(out / "policy.json")
+    content = export_bytes(found.model, loaded.inputs)  # first, so that a model without an ONNX form leaves nothing
+    with writable("--out", out):
+        out.mkdir(parents=True, exist_ok=True)
+        save_weights(found.model, out / "model.safetensors")
+        write_atomic(out / "model.onnx", content)
+        policy.save(out / "policy.json")
     groups, costs = found.structure.groups, analytic(found.structure)
     dense = spent(costs, [group.channels for group in groups])
     slim = spent(costs, [len(found.kept[g.name]) if g.name in found.kept else g.channels for g in groups])

@@ -164,10 +164,12 @@ def profile_table(layers: list[LayerTime], names: list[str]) -> Table:
 def _build(settings: Settings, device: Device, path: Path, arguments: argparse.Namespace, display: Display) -> Any:
     from search.bench import OnnxFiles, measure_table
     from search.compose import load_dense, read_data, trace_model
+    from search.run_directory import check_writable
 
     given = given_settings(arguments)
     if not path.parent.is_dir():
         raise UsageError(f"--table {path}: there is no folder {path.parent}; make it first")
+    check_writable("--table", path.parent)
     data = read_data(settings) if "data" in given or "model" not in given else None
     loaded = load_dense(settings, data, display=display)
     structure = trace_model(loaded, settings)

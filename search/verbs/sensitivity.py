@@ -7,7 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amc.errors import RunError
 from search.cli import add_settings, given_settings
 from search.settings import Settings, number, read_value, settings_from, whole
 
@@ -49,11 +48,12 @@ def execute(arguments: argparse.Namespace) -> Any:
 
     from search.compose import compose
     from search.display import Display
-    from search.run_directory import check_free, default_path
+    from search.run_directory import check_free, check_writable, default_path, writable
     from search.sensitivity import RATIOS, sensitivity, write
 
     out = Path(arguments.out) if arguments.out else default_path(f"{settings.model}-sensitivity")
     check_free(out)
+    check_writable("--out", out)
     display = Display(quiet=arguments.quiet, json=arguments.json)
     setup = compose(settings, budget_required=False, display=display)
     with display.bar(f"scoring {len(setup.structure.groups)} groups alone") as report:
@@ -71,11 +71,9 @@ def execute(arguments: argparse.Namespace) -> Any:
                 "seed": settings.seed,
             },
         )
-    try:
+    with writable("--out", out):
         out.mkdir(parents=True, exist_ok=True)
         names = write(found, out)
-    except OSError as error:
-        raise RunError(f"--out {out} can't be written: {error.strerror or error}") from None
     display.show(table(found))
     display.show(f"{out}/: {', '.join(names)}")
     return {"path": str(out), **found.model_dump(mode="json")}
