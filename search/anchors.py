@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -54,8 +55,8 @@ OWN = 0.5
 NOISES = (0.1, 0.3, 1.0)
 """Of an anchor's accuracy, in the same unit; the evidence chooses."""
 
-Train = Callable[[dict[str, int], int], float]
-"""Widths by group name, steps -> accuracy after a fine-tune of so many steps."""
+Begin = Callable[[dict[str, int], int], Callable[[], float]]
+"""Begins a fine-tune (widths by group name, steps); what it returns waits for the accuracy."""
 
 
 @dataclass(frozen=True)
@@ -246,13 +247,13 @@ def _rewards(problem: Problem, scored: Sequence[Outcome], accuracies: np.ndarray
 class Chooser:
     """Chooses the policy that a search ends with; what was fine-tuned is kept in the run's directory.
 
-    train: fine-tunes a policy. score_steps, rest: what a score takes, see `plan`.
+    begin: begins a policy's fine-tune; all are begun at once. score_steps, rest: what a score takes, see `plan`.
     """
 
     def __init__(
-        self, directory: RunDirectory, train: Train, *, score_steps: int, share: float, rest: float = 0.0
+        self, directory: RunDirectory, begin: Begin, *, score_steps: int, share: float, rest: float = 0.0
     ) -> None:
-        self._directory, self._train, self._score_steps, self._rest = directory, train, score_steps, rest
+        self._directory, self._begin, self._score_steps, self._rest = directory, begin, score_steps, rest
         found = _read(directory)
         self._kept, self._shared = list(found.anchors), found.shared
         self.anchors: tuple[Anchor, ...] = ()
@@ -302,23 +303,27 @@ class Chooser:
         self, problem: Problem, chosen: Sequence[Outcome], report: Callable[[int, int], object]
     ) -> list[Anchor]:
         anchors = []
-        for done, one in enumerate(chosen):
+        begun = [self._accuracy(dict(one.widths)) for one in chosen]
+        for done, (one, accuracy) in enumerate(zip(chosen, begun, strict=True)):
             report(done, len(chosen))
-            widths = problem.widths(one.widths)
             try:
-                anchors.append(Anchor(widths, one.accuracy, self._accuracy(dict(one.widths))))
+                anchors.append(Anchor(problem.widths(one.widths), one.accuracy, accuracy()))
             except AmcError:
                 raise
             except Exception as error:  # as a trial: one that fails is left out
                 log.warning("an anchor's fine-tune failed, and is left out: %s: %s", type(error).__name__, error)
         return anchors
 
-    def _accuracy(self, widths: dict[str, int]) -> float:
+    def _accuracy(self, widths: dict[str, int]) -> Callable[[], float]:
+        """Begins an anchor's fine-tune, unless what came of it is known."""
         for kept in itertools.chain(self._kept, *self._shared):
             if kept.widths == widths and kept.steps == self.steps:
-                return kept.accuracy
+                return partial(float, kept.accuracy)
+        return partial(self._ended, widths, self._begin(widths, self.steps))
+
+    def _ended(self, widths: dict[str, int], wait: Callable[[], float]) -> float:
         start = time.perf_counter()
-        accuracy = float(self._train(widths, self.steps))
+        accuracy = float(wait())
         if not math.isfinite(accuracy):
             raise Diverged(f"its accuracy is {accuracy}")
         seconds = time.perf_counter() - start

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from amc.seeding import seeded
-from search.executor import EvaluationFailed
+from search.executor import EvaluationFailed, scored
 from search.settings import Settings, settings_from
 
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from search.child import serve; serve()"
@@ -29,7 +29,7 @@ _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from search.c
 class Isolated:
     """Scores policies in a child process: widths by group name -> accuracy.
 
-    timeout: seconds that a policy may take, the child's start aside; None: as long as it takes.
+    timeout: seconds that a score may take, the child's start aside; None: as long as it takes.
     environment: variables that the child sees in place of ours.
     """
 
@@ -46,14 +46,14 @@ class Isolated:
         self._environment = dict(environment or {})
         self._child: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, widths: Mapping[str, int]) -> float:
-        """The score of one policy.
+    def __call__(self, widths: Mapping[str, int], steps: int | None = None) -> float:
+        """The score of one policy, or its accuracy after a fine-tune of so many steps.
 
         Raises:
             EvaluationFailed: the child failed, died or was killed for being late; the message says which.
         """
         self.start()
-        answer = self._ask(dict(widths), self._timeout)
+        answer = self._ask({"widths": dict(widths), "steps": steps}, self._timeout if steps is None else None)
         return float(answer["accuracy"])
 
     def kill(self) -> None:
@@ -173,10 +173,10 @@ def serve() -> None:
         return
     answer()
     while True:
-        widths = question()
+        asked = question()
         try:
             with seeded(settings.seed, "evaluate"):
-                accuracy = setup.evaluator(widths)
+                accuracy = scored(setup.evaluator, asked["widths"], asked["steps"])
         except Exception as error:
             answer(error=f"{type(error).__name__}: {error}")
         else:

@@ -1,7 +1,8 @@
 """Where policies are scored: in this process, or by several workers at once. The loop that asks and tells is elsewhere.
 
-An executor takes policies and promises scores; nothing else travels. A worker is anything that scores one policy at a
-time and may die doing so: a child process (`search.child`), or an actor on another machine (`search.ray_engine`).
+An executor takes policies and promises scores, or what a longer fine-tune makes of them; nothing else travels. A worker
+is anything that does this for one policy at a time and may die doing so: a child process (`search.child`), or an actor
+on another machine (`search.ray_engine`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from threading import Lock
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from amc.problem import Problem
 from amc.seeding import seeded
+
+if TYPE_CHECKING:
+    from amc.evaluate import Evaluator
 
 MOST_LOSSES = 3
 """A policy whose workers were lost so many times is not asked again: it may be what kills them."""
@@ -45,13 +49,18 @@ class Score(NamedTuple):
     seconds: float
 
 
+def scored(evaluator: Evaluator, widths: Mapping[str, int], steps: int | None) -> float:
+    """What a worker answers."""
+    return float(evaluator(widths) if steps is None else evaluator.recovered(widths, steps))
+
+
 class Executor(Protocol):
     """Scores policies, `workers` at once."""
 
     workers: int
 
-    def submit(self, widths: Mapping[str, int]) -> Future[Score]:
-        """The score that is to come; it raises what went wrong."""
+    def submit(self, widths: Mapping[str, int], steps: int | None = None) -> Future[Score]:
+        """The score that is to come, or the accuracy after a fine-tune of `steps`; it raises what went wrong."""
         ...
 
     def close(self) -> None:
@@ -67,8 +76,9 @@ class Here:
     def __init__(self, problem: Problem, seed: int = 0) -> None:
         self._problem, self._seed = problem, seed
 
-    def submit(self, widths: Mapping[str, int]) -> Future[Score]:
-        """A score that is there."""
+    def submit(self, widths: Mapping[str, int], steps: int | None = None) -> Future[Score]:
+        """A score that is there. A problem can't be asked for more than scores."""
+        assert steps is None
         future: Future[Score] = Future()
         start = time.perf_counter()
         try:
@@ -91,8 +101,8 @@ class Worker(Protocol):
         """Makes it ready to score, unless it is."""
         ...
 
-    def __call__(self, widths: Mapping[str, int]) -> float:
-        """The score of a policy; whatever it raises but `WorkerLost` costs that policy's trial."""
+    def __call__(self, widths: Mapping[str, int], steps: int | None) -> float:
+        """The score, or the accuracy after so many steps; whatever it raises but `WorkerLost` costs the policy."""
         ...
 
     def kill(self) -> None:
@@ -116,14 +126,14 @@ class Pool:
         for worker in workers:
             self._free.put(worker)
 
-    def submit(self, widths: Mapping[str, int]) -> Future[Score]:
+    def submit(self, widths: Mapping[str, int], steps: int | None = None) -> Future[Score]:
         """The score that is to come. Starting a worker is no part of its seconds."""
-        future = self._threads.submit(self._score, dict(widths))
+        future = self._threads.submit(self._score, dict(widths), steps)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         return future
 
-    def _score(self, widths: Mapping[str, int]) -> Score:
+    def _score(self, widths: Mapping[str, int], steps: int | None) -> Score:
         """The score by the next worker that is free, or by others where workers are lost on the way."""
         losses = 0
         while True:
@@ -131,7 +141,7 @@ class Pool:
             try:
                 worker.start()
                 start = time.perf_counter()
-                return Score(worker(widths), time.perf_counter() - start)
+                return Score(worker(widths, steps), time.perf_counter() - start)
             except WorkerLost as error:
                 if self._closed:
                     raise EvaluationFailed("it was ended") from None

@@ -23,7 +23,7 @@ from amc.errors import UsageError
 from amc.forward import to_device
 from amc.seeding import seeded
 from amc.userfile import PRIVATE
-from search.executor import EvaluationFailed, Pool, WorkerLost
+from search.executor import EvaluationFailed, Pool, WorkerLost, scored
 
 if TYPE_CHECKING:
     from search.compose import Setup
@@ -139,11 +139,11 @@ class Scorer:
     def ready(self) -> None:
         """Returns once the evaluator is unpacked."""
 
-    def score(self, widths: Mapping[str, int]) -> float | str:
+    def score(self, widths: Mapping[str, int], steps: int | None) -> float | str:
         """The accuracy of a policy, or why it has none."""
         try:
             with seeded(self._seed, "evaluate"):
-                return float(self._evaluator(widths))
+                return scored(self._evaluator, widths, steps)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
@@ -203,16 +203,16 @@ class RayWorker:
             raise
         self._crew.ready.add(self)
 
-    def __call__(self, widths: Mapping[str, int]) -> float:
-        """The score of one policy.
+    def __call__(self, widths: Mapping[str, int], steps: int | None = None) -> float:
+        """The score of one policy, or its accuracy after a fine-tune of so many steps.
 
         Raises:
             WorkerLost: its process or its node died. EvaluationFailed: the policy can't be scored, or took too long.
         """
         self.start()
-        ray, timeout = self._crew.ray, self._crew.timeout
+        ray, timeout = self._crew.ray, self._crew.timeout if steps is None else None
         try:
-            answer = ray.get(self._actor.score.remote(dict(widths)), timeout=timeout)
+            answer = ray.get(self._actor.score.remote(dict(widths), steps), timeout=timeout)
         except ray.exceptions.GetTimeoutError:
             self.close()
             raise EvaluationFailed(f"it took longer than --trial-timeout {timeout:g}s, and was ended") from None

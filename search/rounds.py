@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import optuna
 from optuna.samplers import BaseSampler
 
 from amc.errors import UsageError
 from amc.weights import weights_sha256
-from search.anchors import Chooser
+from search.anchors import Begin, Chooser
 from search.compose import Setup
 from search.display import Display
 from search.front import FrontSampler, begin, front_problem, with_front
@@ -104,7 +106,20 @@ def _chooser(directory: RunDirectory, setup: Setup) -> Chooser:
     share = settings.anchor_share if makes else 0.0
     images = (settings.score_images or len(setup.data.val)) + settings.calibration_images
     rest = images / (3 * settings.score_batch)  # a step is a forward and a backward pass, three of a forward one
-    return Chooser(directory, evaluator.recovered, score_steps=settings.score_steps, share=share, rest=rest)
+    return Chooser(directory, _begin(setup), score_steps=settings.score_steps, share=share, rest=rest)
+
+
+def _begin(setup: Setup) -> Begin:
+    """Fine-tunes in the run's workers; here where there are none, or on machines that need not have all the data."""
+    executor = setup.executor if setup.settings.engine == "local" else None
+    if executor is None:
+        return lambda widths, steps: partial(setup.evaluator.recovered, widths, steps)
+
+    def begin(widths: dict[str, int], steps: int) -> Callable[[], float]:
+        future = executor.submit(widths, steps)
+        return lambda: future.result().accuracy
+
+    return begin
 
 
 def _open_study(directory: RunDirectory, setup: Setup, sampler: BaseSampler) -> tuple[optuna.Study, Leases | None]:

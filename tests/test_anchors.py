@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from amc.cost import FunctionCost
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
-from search.anchors import Anchor, Chooser, Lessons, Plan, calibrated, hand_on, plan, policies, spread, trust
+from search.anchors import Anchor, Begin, Chooser, Lessons, Plan, calibrated, hand_on, plan, policies, spread, trust
 from search.run_directory import RunDirectory
 from search.strategies import make_sampler
 from search.study import SearchResult, open_study, search
@@ -22,6 +24,11 @@ from tests.synthetic import staged
 def searched(problem: Problem, trials: int = 80, strategy: str = "random") -> tuple[optuna.Study, SearchResult]:
     study = open_study(None, "test", make_sampler(strategy, problem, trials=trials, seed=0))
     return study, search(problem, study, trials=trials)
+
+
+def later(train: Callable[[dict[str, int], int], float]) -> Begin:
+    """A fine-tune that is done when its accuracy is asked for."""
+    return lambda widths, steps: partial(train, widths, steps)
 
 
 def sized() -> tuple[Problem, optuna.Study, SearchResult]:
@@ -78,7 +85,10 @@ def test_anchors_by_which_bad_policies_look_good_do_not_choose_them(tmp_path: Pa
     scored = policies(problem, study)
     best = float(np.quantile([one.accuracy for one in scored], 0.75))
     chooser = Chooser(
-        RunDirectory(tmp_path), lambda widths, steps: 1 - problem.evaluate(widths).accuracy, score_steps=30, share=0.2
+        RunDirectory(tmp_path),
+        later(lambda widths, steps: 1 - problem.evaluate(widths).accuracy),
+        score_steps=30,
+        share=0.2,
     )
     chosen = chooser.choose(problem, study, found, lambda done, total: None)
     assert chooser.proxy()["spearman"] == pytest.approx(-1)
@@ -150,7 +160,7 @@ def test_a_run_of_a_sweep_learns_from_those_before_it_at_no_time(tmp_path: Path)
         return problem.evaluate(widths).accuracy
 
     def chosen(name: str, score_steps: int = 30) -> Chooser:
-        chooser = Chooser(RunDirectory(tmp_path / name), train, score_steps=score_steps, share=0.2)
+        chooser = Chooser(RunDirectory(tmp_path / name), later(train), score_steps=score_steps, share=0.2)
         seconds = chooser.choose(problem, study, found, lambda done, total: None).seconds
         assert (seconds > found.seconds) == bool(trained)
         return chooser
@@ -187,7 +197,7 @@ def test_the_choice_follows_the_anchors_and_trains_none_twice(tmp_path: Path) ->
         return problem.evaluate(widths).accuracy
 
     for _ in range(2):
-        chooser = Chooser(RunDirectory(tmp_path), train, score_steps=30, share=0.2)
+        chooser = Chooser(RunDirectory(tmp_path), later(train), score_steps=30, share=0.2)
         chosen = chooser.choose(problem, study, found, lambda done, total: None)
     assert len(trained) == 5
     assert chosen.best is not None
@@ -206,7 +216,7 @@ def test_noise_is_smoothed_out_of_the_choice(tmp_path: Path) -> None:
         noisy, _ = staged(2, noise=0.05, seed=seed)
         true, _ = staged(2, seed=seed)
         study, found = searched(noisy, 60, "evolution")
-        chooser = Chooser(RunDirectory(tmp_path), lambda widths, steps: 0.0, score_steps=0, share=0.0)
+        chooser = Chooser(RunDirectory(tmp_path), later(lambda widths, steps: 0.0), score_steps=0, share=0.0)
         chosen = chooser.choose(noisy, study, found, lambda done, total: None)
         assert chosen.best
         assert found.best
@@ -224,7 +234,7 @@ def test_an_anchor_that_fails_is_left_out(tmp_path: Path, problem_of_it: Excepti
             raise problem_of_it
         return problem.evaluate(widths).accuracy
 
-    chooser = Chooser(RunDirectory(tmp_path), train, score_steps=30, share=0.2)
+    chooser = Chooser(RunDirectory(tmp_path), later(train), score_steps=30, share=0.2)
     chosen = chooser.choose(problem, study, found, lambda done, total: None)
     assert isinstance(chosen.best, Outcome)
     assert chooser.proxy()["samples"] == 4
@@ -233,7 +243,7 @@ def test_an_anchor_that_fails_is_left_out(tmp_path: Path, problem_of_it: Excepti
 def test_a_file_that_no_run_wrote_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "anchors.json").write_text('{"schema_version": 1, "anchors": [{"steps": 3}]}')
     problem, study, found = sized()
-    chooser = Chooser(RunDirectory(tmp_path), lambda widths, steps: 0.5, score_steps=30, share=0.2)
+    chooser = Chooser(RunDirectory(tmp_path), later(lambda widths, steps: 0.5), score_steps=30, share=0.2)
     chooser.choose(problem, study, found, lambda done, total: None)
     assert "anchors.json is invalid" in caplog.text
     assert chooser.proxy()["spearman"] is None

@@ -15,6 +15,7 @@ import torch
 from optuna.trial import TrialState
 
 from amc.errors import UsageError
+from amc.evaluate import Evaluator
 from amc.problem import Problem
 from benchmarks.faults.tiny import data, net
 from search import engines
@@ -45,7 +46,7 @@ class Slow:
 
     def start(self) -> None: ...
 
-    def __call__(self, widths):
+    def __call__(self, widths, steps=None):
         self.calls += 1
         if self.ended.wait(random.random() / 100):
             raise EvaluationFailed("it was killed")
@@ -103,7 +104,7 @@ def test_workers_score_at_once_and_exactly_as_many_policies_as_were_asked_for():
     problem, least = concave(4)[0], threading.Barrier(3)
 
     class Meeting(Slow):
-        def __call__(self, widths):
+        def __call__(self, widths, steps=None):
             least.wait()  # passes when three are here at once
             return super().__call__(widths)
 
@@ -168,7 +169,7 @@ def test_what_is_under_way_when_the_time_is_up_is_told(monkeypatch):
 
 def test_closing_ends_what_is_under_way_soon():
     class Stuck(Slow):
-        def __call__(self, widths):
+        def __call__(self, widths, steps=None):
             assert self.ended.wait(600)
             raise EvaluationFailed("it was killed")
 
@@ -181,11 +182,18 @@ def test_closing_ends_what_is_under_way_soon():
 # ---- child processes
 
 
-def test_two_processes_find_what_one_does(tmp_path):
-    runs = [
-        run(**NAMED, strategy="random", trials=4, finetune_epochs=0, workers=workers, out=tmp_path / str(workers))
-        for workers in (1, 2)
-    ]
+def test_two_processes_find_what_one_does_anchors_included(tmp_path, monkeypatch):
+    here, recovered = [], Evaluator.recovered
+
+    def noted(self, widths, steps):
+        here.append(widths)
+        return recovered(self, widths, steps)
+
+    monkeypatch.setattr(Evaluator, "recovered", noted)
+    named = NAMED | {"strategy": "random", "trials": 4, "anchor_share": 0.8, "finetune_epochs": 0}
+    runs = [run(**named, workers=workers, out=tmp_path / str(workers)) for workers in (1, 2)]
+    assert runs[0].summary["proxy"] == runs[1].summary["proxy"]
+    assert len(here) == runs[0].summary["proxy"]["samples"] > 0, "the second run's are the workers'"
     one, two = ((r.path / "policy.json").read_bytes() for r in runs)
     assert one == two
     assert runs[0].summary["best"]["accuracy"] == runs[1].summary["best"]["accuracy"]
