@@ -29,14 +29,14 @@ are in [Strategies](strategies.md), criteria in [Importance criteria](criteria.m
 """
 
 SCORES = """\
-## What a score is worth
+## What a score is worth: {title}
 
 {count} policies of {title} that keep about half of the FLOPs were fine-tuned to the end (two epochs, one seed), and
 scored by each rung on 2,000 images of the search split. Spearman's rank correlation of the score with the accuracy
 after fine-tuning (val and test pooled, 7,000 images), over all and over the best {best}; regret is what the score's
 first choice loses to the best policy, in points. `+ capacity` adds a quarter of a standard deviation of the logarithm
 of the parameters, the prior that `search/anchors.py` starts from. One seed of fine-tuning is noise of about 0.15
-points, so no score can reach 1.
+points, so no score can reach 1.{note}
 
 | score | all | best {best} | regret | with capacity: all | best {best} | regret |
 |---|---:|---:|---:|---:|---:|---:|
@@ -89,21 +89,22 @@ def scores_section(kept: dict[str, Any]) -> str:
     rows = list(kept["policies"].values())
     truth = np.array([(2000 * row["val"] + 5000 * row["test"]) / 7000 for row in rows])
     params = standard(np.log([row["params"] for row in rows]))
-    text = SCORES.format(count=len(rows), title=TITLES[kept["model"]], best=BEST)
+    best = BEST if len(rows) > BEST else len(rows) // 2
+    text = SCORES.format(count=len(rows), title=TITLES[kept["model"]], best=best, note=filled(kept))
     for rung in rows[0]["scores"]:
         if all(rung in row["scores"] for row in rows):
             score = np.array([row["scores"][rung]["accuracy"] for row in rows])
-            figures = [*worth(score, truth), *worth(standard(score) + PRIOR[1] * params, truth)]
+            figures = [*worth(score, truth, best), *worth(standard(score) + PRIOR[1] * params, truth, best)]
             text += f"| {rung} | " + " | ".join(f"{x:.2f}" for x in figures) + " |\n"
     activations = -np.log([row["activations"] for row in rows])
     for name, free in (("parameters kept", params), ("few activations kept", activations)):
-        text += f"| {name} | " + " | ".join(f"{x:.2f}" for x in worth(free, truth)) + " | | | |\n"
+        text += f"| {name} | " + " | ".join(f"{x:.2f}" for x in worth(free, truth, best)) + " | | | |\n"
     return text
 
 
-def worth(score: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
-    """Rank correlation over all, over the best, and the regret in points."""
-    best = np.argsort(-truth)[:BEST]
+def worth(score: np.ndarray, truth: np.ndarray, count: int) -> tuple[float, float, float]:
+    """Rank correlation over all, over the best `count`, and the regret in points."""
+    best = np.argsort(-truth)[:count]
     regret = 100 * float(truth.max() - truth[score.argmax()])
     return float(stats.spearmanr(score, truth)[0]), float(stats.spearmanr(score[best], truth[best])[0]), regret
 
@@ -125,8 +126,7 @@ def cost_section(kept: dict[str, Any]) -> str:
 def headline_section(kept: dict[str, Any]) -> str:
     """The table of policies, best first."""
     dense = f"{kept['dense']:.4f}" if "dense" in kept else "not measured"
-    note = textwrap.fill(" ".join(kept.get("notes", ())), 120, break_on_hyphens=False)
-    text = HEADLINE.format(title=TITLES[kept["model"]], dense=dense, note=f"\n{note}" if note else "")
+    text = HEADLINE.format(title=TITLES[kept["model"]], dense=dense, note=filled(kept))
     policies = {name: policy for name, policy in kept["policies"].items() if policy.get("test")}
     rivals = [policies.get(name, {}).get("test", {}) for name in ("uniform", "fastnas")]
     for name, policy in sorted(policies.items(), key=lambda item: -np.mean(list(item[1]["test"].values()))):
@@ -140,6 +140,12 @@ def headline_section(kept: dict[str, Any]) -> str:
             f"| {' | '.join(gaps)} | {policy['search_seconds']:.0f} |\n"
         )
     return text
+
+
+def filled(kept: dict[str, Any]) -> str:
+    """What was noted of some results, as lines of a page."""
+    note = textwrap.fill(" ".join(kept.get("notes", ())), 120, break_on_hyphens=False)
+    return f"\n{note}" if note else ""
 
 
 def difference(found: dict[str, float], rival: dict[str, float]) -> str:

@@ -33,6 +33,7 @@ from amc.documents import read_document
 from amc.errors import AmcError, RunError
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
+from search.executor import Score
 from search.numbers import WEAK
 from search.run_directory import ANCHORS, RunDirectory
 from search.strategies.moves import Scored, Widths
@@ -55,8 +56,8 @@ OWN = 0.5
 NOISES = (0.1, 0.3, 1.0)
 """Of an anchor's accuracy, in the same unit; the evidence chooses."""
 
-Begin = Callable[[dict[str, int], int], Callable[[], float]]
-"""Begins a fine-tune (widths by group name, steps); what it returns waits for the accuracy."""
+Begin = Callable[[dict[str, int], int], Callable[[], Score]]
+"""Begins a fine-tune (widths by group name, steps); what it returns waits for the accuracy, and how long it took."""
 
 
 @dataclass(frozen=True)
@@ -200,13 +201,17 @@ def _posterior(x: np.ndarray, y: np.ndarray, noise: float) -> tuple[float, np.nd
 
 
 class _Kept(BaseModel):
-    """One anchor as stored. score: smoothed, once the search has ended."""
+    """One anchor as stored. seconds: that the search waited for it; evaluation_seconds: that it took a worker.
+
+    score: smoothed, once the search has ended.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
     widths: dict[str, int]
     steps: Annotated[int, Field(ge=1)]
     accuracy: float
     seconds: Annotated[float, Field(ge=0)]
+    evaluation_seconds: Annotated[float, Field(ge=0)]
     score: float | None = None
 
 
@@ -281,12 +286,11 @@ class Chooser:
         self.shared = sum(len(one.scores) for one in lessons)
         expected = _rewards(problem, scored, calibrated(problem, scored, scores, self.anchors, lessons))
         best = max(contenders(rewards, planned.count), key=lambda i: expected[i])
-        spent = sum(kept.seconds for kept in self._kept)
         return replace(
             found,
             best=scored[best],
-            seconds=found.seconds + spent,
-            evaluation_seconds=found.evaluation_seconds + spent,
+            seconds=found.seconds + sum(kept.seconds for kept in self._kept),
+            evaluation_seconds=found.evaluation_seconds + sum(kept.evaluation_seconds for kept in self._kept),
         )
 
     def proxy(self) -> dict[str, object]:
@@ -321,13 +325,14 @@ class Chooser:
                 return partial(float, kept.accuracy)
         return partial(self._ended, widths, self._begin(widths, self.steps))
 
-    def _ended(self, widths: dict[str, int], wait: Callable[[], float]) -> float:
+    def _ended(self, widths: dict[str, int], wait: Callable[[], Score]) -> float:
         start = time.perf_counter()
-        accuracy = float(wait())
+        accuracy, busy = wait()
         if not math.isfinite(accuracy):
             raise Diverged(f"its accuracy is {accuracy}")
-        seconds = time.perf_counter() - start
-        self._kept.append(_Kept(widths=widths, steps=self.steps, accuracy=accuracy, seconds=seconds))
+        waited = time.perf_counter() - start
+        new = _Kept(widths=widths, steps=self.steps, accuracy=accuracy, seconds=waited, evaluation_seconds=busy)
+        self._kept.append(new)
         self._write()
         return accuracy
 

@@ -78,7 +78,7 @@ def conclude(
     display: Display,
 ) -> Result:
     """Writes the models, the policy and the result; the result last, since it marks the run as finished."""
-    winner = best if found.alone else _winner(setup.settings, best, uniform)
+    winner = _winner(setup.settings, found, best, uniform)
     searched = {
         "strategy": setup.settings.strategy,
         "trials": found.trials,
@@ -113,9 +113,9 @@ def conclude(
     return Result(policy, winner.model, directory.path, summary)
 
 
-def _winner(settings: Settings, best: Candidate, uniform: Candidate) -> Candidate:
-    """The better of the two, both of which are within the budget."""
-    if best.accuracy >= uniform.accuracy:
+def _winner(settings: Settings, found: SearchResult, best: Candidate, uniform: Candidate) -> Candidate:
+    """The better of the two that are within the budget as measured."""
+    if found.alone or best.accuracy >= uniform.accuracy:
         return best
     if not settings.finetune_epochs:
         log.warning(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -49,6 +50,12 @@ class Score(NamedTuple):
     seconds: float
 
 
+def timed(work: Callable[[], float]) -> Score:
+    """What a piece of work gives, and how long it takes."""
+    start = time.perf_counter()
+    return Score(float(work()), time.perf_counter() - start)
+
+
 def scored(evaluator: Evaluator, widths: Mapping[str, int], steps: int | None) -> float:
     """What a worker answers."""
     return float(evaluator(widths) if steps is None else evaluator.recovered(widths, steps))
@@ -80,14 +87,11 @@ class Here:
         """A score that is there. A problem can't be asked for more than scores."""
         assert steps is None
         future: Future[Score] = Future()
-        start = time.perf_counter()
         try:
             with seeded(self._seed, "evaluate"):
-                accuracy = self._problem.evaluate(widths).accuracy
+                future.set_result(timed(lambda: self._problem.evaluate(widths).accuracy))
         except Exception as error:
             future.set_exception(error)
-        else:
-            future.set_result(Score(accuracy, time.perf_counter() - start))
         return future
 
     def close(self) -> None:
@@ -140,8 +144,7 @@ class Pool:
             worker, keep = self._free.get(), True
             try:
                 worker.start()
-                start = time.perf_counter()
-                return Score(worker(widths, steps), time.perf_counter() - start)
+                return timed(partial(worker, widths, steps))
             except WorkerLost as error:
                 if self._closed:
                     raise EvaluationFailed("it was ended") from None

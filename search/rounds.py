@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
@@ -15,6 +14,7 @@ from amc.weights import weights_sha256
 from search.anchors import Begin, Chooser
 from search.compose import Setup
 from search.display import Display
+from search.executor import timed
 from search.front import FrontSampler, begin, front_problem, with_front
 from search.live import watching
 from search.run_directory import STUDY, TABLE, RunDirectory
@@ -113,13 +113,8 @@ def _begin(setup: Setup) -> Begin:
     """Fine-tunes in the run's workers; here where there are none, or on machines that need not have all the data."""
     executor = setup.executor if setup.settings.engine == "local" else None
     if executor is None:
-        return lambda widths, steps: partial(setup.evaluator.recovered, widths, steps)
-
-    def begin(widths: dict[str, int], steps: int) -> Callable[[], float]:
-        future = executor.submit(widths, steps)
-        return lambda: future.result().accuracy
-
-    return begin
+        return lambda widths, steps: partial(timed, partial(setup.evaluator.recovered, widths, steps))
+    return lambda widths, steps: executor.submit(widths, steps).result
 
 
 def _open_study(directory: RunDirectory, setup: Setup, sampler: BaseSampler) -> tuple[optuna.Study, Leases | None]:

@@ -15,6 +15,7 @@ from amc.cost import FunctionCost
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
 from search.anchors import Anchor, Begin, Chooser, Lessons, Plan, calibrated, hand_on, plan, policies, spread, trust
+from search.executor import timed
 from search.run_directory import RunDirectory
 from search.strategies import make_sampler
 from search.study import SearchResult, open_study, search
@@ -28,7 +29,7 @@ def searched(problem: Problem, trials: int = 80, strategy: str = "random") -> tu
 
 def later(train: Callable[[dict[str, int], int], float]) -> Begin:
     """A fine-tune that is done when its accuracy is asked for."""
-    return lambda widths, steps: partial(train, widths, steps)
+    return lambda widths, steps: partial(timed, partial(train, widths, steps))
 
 
 def sized() -> tuple[Problem, optuna.Study, SearchResult]:

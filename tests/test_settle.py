@@ -22,7 +22,8 @@ from latency import build_table
 from latency.device import LocalDevice
 from latency.paired import pooled, summarize
 from latency.session import read_model
-from search.finish import measure_latency
+from search.conclude import _winner
+from search.finish import Candidate, measure_latency
 from search.settings import Settings
 from search.settle import settle, within
 from search.study import SearchResult
@@ -98,6 +99,16 @@ def test_a_limit_that_the_table_misjudges_is_met_as_measured(monkeypatch, tmp_pa
     assert device.finals == 1
     [written] = load_policy(result.path / "policy.json").budget
     assert (written.fraction, written.limit, written.achieved) == (0.6, None, None), "nothing measured"
+
+
+@pytest.mark.parametrize(("alone", "wins"), [(False, "uniform"), (True, "search")])
+def test_a_uniform_policy_that_was_not_measured_within_the_limit_does_not_win(alone, wins):
+    best, uniform = (Candidate(source, {}, nn.Identity(), worth, None) for source, worth in SCORES_AT_THE_END)
+    found = SearchResult(None, 1, 0, 0.0, 0.0, alone=alone)
+    assert _winner(Settings(), found, best, uniform).source == wins
+
+
+SCORES_AT_THE_END = (("search", 0.5), ("uniform", 0.6))
 
 
 @pytest.fixture(scope="module")
