@@ -77,7 +77,8 @@ def applied(
             "pass --force (force=True) to apply it where every group still fits"
         )
     example = _example(model, policy) if inputs is None else inputs
-    structure = verify(model, example, trace(model, example))
+    # A policy says what it keeps: at a floor that fails on one example, it may be meant for larger batches.
+    structure = verify(model, example, trace(model, example), floors=False)
     fit(policy, structure.groups)
     same = weights_sha256(model) == policy.model.weights_sha256 and all(g.kept is not None for g in policy.groups)
     if same:

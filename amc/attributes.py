@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc.errors import ModelError
+
 HEADS = frozenset(("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead", "num_attn_heads"))
 KEY_HEADS = frozenset(("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads", "num_kv_attention_heads"))
 INNER = frozenset(
@@ -120,10 +122,16 @@ def update(module: nn.Module) -> None:
 
 def _recompute(module: nn.Module) -> None:
     """The weight that torch's older weight norm, spectral norm and pruning compute in a hook before each forward."""
-    with torch.no_grad():
-        for hook in module._forward_pre_hooks.values():
-            if type(hook).__module__.startswith("torch.nn.utils."):
+    hooks = [h for h in module._forward_pre_hooks.values() if type(h).__module__.startswith("torch.nn.utils.")]
+    training, module.training = module.training, False  # no power iteration
+    try:
+        with torch.no_grad():
+            for hook in hooks:
                 hook(module, ())
+    except RuntimeError as error:
+        raise ModelError(f"slimmed, its {type(hook).__name__} can't be computed: {error}") from error
+    finally:
+        module.training = training
 
 
 def update_heads(module: nn.Module, dense: int, kept: int, widths: set[int]) -> None:

@@ -278,7 +278,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: its range is not known.
     """
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # before Pillow 10.3
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("its pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits a channel")

@@ -30,10 +30,10 @@ TOLERANCE = 1e-5
 """How far the slim model's outputs may be from the masked dense model's, relative to the largest of them."""
 
 
-def verify(model: nn.Module, inputs: Inputs, structure: Structure) -> Structure:
+def verify(model: nn.Module, inputs: Inputs, structure: Structure, *, floors: bool = True) -> Structure:
     """The structure without the groups that can't be slimmed as predicted; those are frozen, with what went wrong.
 
-    Floors that can't be kept are raised. All groups are tried at once, and apart only if that fails.
+    floors: raise those that can't be kept. All groups are tried at once, and apart only if that fails.
     """
     generator = np.random.default_rng(0)
     model = _without_zeros(model)
@@ -48,7 +48,7 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure) -> Structure:
         bad = _failing(check, good, {group.name: choose(group) for group in good})
         frozen += [Frozen(name, reason) for name, reason in bad.items()]
         good = [group for group in good if group.name not in bad]
-    for check in agrees:
+    for check in agrees if floors else ():
         while bad := _failing(check, good, {group.name: narrowest(group) for group in good}):
             good = [_raised(group) if group.name in bad else group for group in good]
             frozen += [Frozen(group.name, bad[group.name]) for group in good if len(group.widths) < 2]

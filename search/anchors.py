@@ -19,9 +19,10 @@ import itertools
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -56,8 +57,8 @@ OWN = 0.5
 NOISES = (0.1, 0.3, 1.0)
 """Of an anchor's accuracy, in the same unit; the evidence chooses."""
 
-Begin = Callable[[dict[str, int], int], Callable[[], Score]]
-"""Begins a fine-tune (widths by group name, steps); what it returns waits for the accuracy, and how long it took."""
+Begin = Callable[[dict[str, int], int], Future[Score]]
+"""Begins a fine-tune: widths by group name, steps -> the accuracy that is to come."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +212,13 @@ class _Kept(BaseModel):
     steps: Annotated[int, Field(ge=1)]
     accuracy: float
     seconds: Annotated[float, Field(ge=0)]
-    evaluation_seconds: Annotated[float, Field(ge=0)]
+    evaluation_seconds: Annotated[float, Field(ge=0)] | None = None
     score: float | None = None
+
+
+def _busy(kept: _Kept) -> float:
+    """Of a worker; the first versions had none, and noted one time."""
+    return kept.seconds if kept.evaluation_seconds is None else kept.evaluation_seconds
 
 
 class _File(BaseModel):
@@ -252,13 +258,21 @@ def _rewards(problem: Problem, scored: Sequence[Outcome], accuracies: np.ndarray
 class Chooser:
     """Chooses the policy that a search ends with; what was fine-tuned is kept in the run's directory.
 
-    begin: begins a policy's fine-tune; all are begun at once. score_steps, rest: what a score takes, see `plan`.
+    begin: begins a policy's fine-tune, of `at_once` at most. score_steps, rest: what a score takes, see `plan`.
     """
 
     def __init__(
-        self, directory: RunDirectory, begin: Begin, *, score_steps: int, share: float, rest: float = 0.0
+        self,
+        directory: RunDirectory,
+        begin: Begin,
+        *,
+        score_steps: int,
+        share: float,
+        rest: float = 0.0,
+        at_once: int = 1,
     ) -> None:
-        self._directory, self._begin, self._score_steps, self._rest = directory, begin, score_steps, rest
+        self._directory, self._begin, self._at_once = directory, begin, at_once
+        self._score_steps, self._rest = score_steps, rest
         found = _read(directory)
         self._kept, self._shared = list(found.anchors), found.shared
         self.anchors: tuple[Anchor, ...] = ()
@@ -290,7 +304,7 @@ class Chooser:
             found,
             best=scored[best],
             seconds=found.seconds + sum(kept.seconds for kept in self._kept),
-            evaluation_seconds=found.evaluation_seconds + sum(kept.evaluation_seconds for kept in self._kept),
+            evaluation_seconds=found.evaluation_seconds + sum(map(_busy, self._kept)),
         )
 
     def proxy(self) -> dict[str, object]:
@@ -306,35 +320,50 @@ class Chooser:
     def _anchored(
         self, problem: Problem, chosen: Sequence[Outcome], report: Callable[[int, int], object]
     ) -> list[Anchor]:
-        anchors = []
-        begun = [self._accuracy(dict(one.widths)) for one in chosen]
-        for done, (one, accuracy) in enumerate(zip(chosen, begun, strict=True)):
-            report(done, len(chosen))
-            try:
-                anchors.append(Anchor(problem.widths(one.widths), one.accuracy, accuracy()))
-            except AmcError:
-                raise
-            except Exception as error:  # as a trial: one that fails is left out
-                log.warning("an anchor's fine-tune failed, and is left out: %s: %s", type(error).__name__, error)
-        return anchors
+        accuracies = {i: known for i, one in enumerate(chosen) if (known := self._known(one)) is not None}
+        left = deque(i for i in range(len(chosen)) if i not in accuracies)
+        under_way: dict[Future[Score], int] = {}
+        since = time.perf_counter()
+        while left or under_way:
+            report(len(chosen) - len(left) - len(under_way), len(chosen))
+            while left and len(under_way) < self._at_once:
+                i = left.popleft()
+                under_way[self._begin(dict(chosen[i].widths), self.steps)] = i
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                i = under_way.pop(future)
+                try:
+                    accuracies[i] = self._ended(chosen[i], future.result(), since)
+                except AmcError:
+                    raise
+                except Exception as error:  # as a trial: one that fails is left out
+                    log.warning("an anchor's fine-tune failed, and is left out: %s: %s", type(error).__name__, error)
+                else:
+                    since = time.perf_counter()
+        return [Anchor(problem.widths(chosen[i].widths), chosen[i].accuracy, accuracies[i]) for i in sorted(accuracies)]
 
-    def _accuracy(self, widths: dict[str, int]) -> Callable[[], float]:
-        """Begins an anchor's fine-tune, unless what came of it is known."""
+    def _known(self, one: Outcome) -> float | None:
+        """What came of a policy's fine-tune, if there was one."""
         for kept in itertools.chain(self._kept, *self._shared):
-            if kept.widths == widths and kept.steps == self.steps:
-                return partial(float, kept.accuracy)
-        return partial(self._ended, widths, self._begin(widths, self.steps))
+            if kept.widths == dict(one.widths) and kept.steps == self.steps:
+                return kept.accuracy
+        return None
 
-    def _ended(self, widths: dict[str, int], wait: Callable[[], Score]) -> float:
-        start = time.perf_counter()
-        accuracy, busy = wait()
-        if not math.isfinite(accuracy):
-            raise Diverged(f"its accuracy is {accuracy}")
-        waited = time.perf_counter() - start
-        new = _Kept(widths=widths, steps=self.steps, accuracy=accuracy, seconds=waited, evaluation_seconds=busy)
-        self._kept.append(new)
+    def _ended(self, one: Outcome, score: Score, since: float) -> float:
+        """Keeps an anchor at once, with the time since the one before."""
+        if not math.isfinite(score.accuracy):
+            raise Diverged(f"its accuracy is {score.accuracy}")
+        waited = time.perf_counter() - since
+        self._kept.append(
+            _Kept(
+                widths=dict(one.widths),
+                steps=self.steps,
+                accuracy=score.accuracy,
+                seconds=waited,
+                evaluation_seconds=score.seconds,
+            )
+        )
         self._write()
-        return accuracy
+        return score.accuracy
 
     def _note_scores(self, problem: Problem, scored: Sequence[Outcome], scores: np.ndarray) -> None:
         """Keeps what the anchors' policies scored, for the runs after this one in a sweep."""

@@ -29,7 +29,8 @@ _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from search.c
 class Isolated:
     """Scores policies in a child process: widths by group name -> accuracy.
 
-    timeout: seconds that a score may take, the child's start aside; None: as long as it takes.
+    timeout: seconds that a score may take, the child's start aside, and a longer fine-tune in proportion to its steps;
+        None: as long as it takes.
     environment: variables that the child sees in place of ours.
     """
 
@@ -53,7 +54,9 @@ class Isolated:
             EvaluationFailed: the child failed, died or was killed for being late; the message says which.
         """
         self.start()
-        answer = self._ask({"widths": dict(widths), "steps": steps}, self._timeout if steps is None else None)
+        longer = 1.0 if steps is None else max(steps / max(self._settings.score_steps, 1), 1.0)
+        timeout = None if self._timeout is None else longer * self._timeout
+        answer = self._ask({"widths": dict(widths), "steps": steps}, timeout)
         return float(answer["accuracy"])
 
     def kill(self) -> None:

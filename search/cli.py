@@ -6,6 +6,7 @@ Only what is needed to parse is imported here; each verb imports its own parts w
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import importlib.metadata
 import json
@@ -191,9 +192,19 @@ def _printing_elsewhere() -> Iterator[None]:
         with suppress(OSError):  # one of them is closed
             ours = os.dup(1)
             after.callback(os.close, ours)
+            _flush()
             os.dup2(2, 1)
             after.callback(os.dup2, ours, 1)
+            after.callback(_flush)
         yield
+
+
+def _flush() -> None:
+    """Lets go of what Python and C libraries hold back of their standard output."""
+    with suppress(Exception):
+        sys.__stdout__.flush()  # type: ignore[union-attr]  # None where it is closed
+    with suppress(Exception):
+        ctypes.CDLL(None).fflush(None)
 
 
 class _Messages(logging.Handler):

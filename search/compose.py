@@ -28,6 +28,7 @@ from amc.groups import Structure
 from amc.importance import rank
 from amc.layout import fast_layout
 from amc.models import Inputs, Loaded, load_model
+from amc.own_data import DatasetSplit
 from amc.pretrain import RECIPES, pretrained
 from amc.problem import Problem
 from amc.registry import resolve
@@ -45,6 +46,8 @@ log = logging.getLogger("amc")
 LATENCY_MARGIN = 0.01
 """Of a predicted latency, so that the measured one is within the limit with the upper end of its interval."""
 
+FIRST = 8
+"""Examples of a data set of one's own that are looked at before anything is built."""
 IGNORED = -100
 """The label that torch's cross-entropy leaves out."""
 TINY = 4e6
@@ -205,15 +208,16 @@ def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetu
 
 
 def _check_labels(name: str, split: Split) -> None:
-    """Raises a DataError if labels are no class numbers: known ones are all looked at, others in a first example."""
-    labels = split.batch([0])[1] if split.labels is None else torch.as_tensor(split.labels)
-    if not isinstance(labels, torch.Tensor) or (labels.is_floating_point() and labels.dim() > 1):
-        return  # accuracy, or the loss, knows what to say of them
-    lowest = int(labels.min()) if not labels.is_floating_point() and labels.numel() else 0
-    if labels.is_floating_point() or (lowest < 0 and lowest != IGNORED):
+    """Raises a DataError if the first labels are no class numbers; accuracy takes these as floats, too."""
+    labels = split.batch(range(min(len(split), FIRST)))[1] if isinstance(split, DatasetSplit) else None
+    if not isinstance(labels, torch.Tensor) or labels.is_complex() or (labels.is_floating_point() and labels.dim() > 1):
+        return  # ours are right; and accuracy, or the loss, knows what to say of others
+    whole = bool((labels == labels.round()).all()) if labels.is_floating_point() else True
+    trained = labels.is_floating_point() or bool(((labels < 0) & (labels != IGNORED)).any())
+    if not whole or (name == "train" and trained):
         raise DataError(
-            f"the `{name}` split's labels are {labels.dtype} from {float(labels.min()):g}; they must be class numbers "
-            f"from 0 on, or give {'metric' if name == 'val' else 'finetune'}=… of your own in Python"
+            f"the `{name}` split's labels are {labels.dtype}, as in {labels.flatten()[:3].tolist()}; they must be "
+            f"class numbers from 0 on, or give {'metric' if name == 'val' else 'finetune'}=… of your own in Python"
         )
 
 

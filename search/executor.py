@@ -56,6 +56,16 @@ def timed(work: Callable[[], float]) -> Score:
     return Score(float(work()), time.perf_counter() - start)
 
 
+def done(work: Callable[[], float]) -> Future[Score]:
+    """A piece of work that is done here and now."""
+    future: Future[Score] = Future()
+    try:
+        future.set_result(timed(work))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
 def scored(evaluator: Evaluator, widths: Mapping[str, int], steps: int | None) -> float:
     """What a worker answers."""
     return float(evaluator(widths) if steps is None else evaluator.recovered(widths, steps))
@@ -86,13 +96,8 @@ class Here:
     def submit(self, widths: Mapping[str, int], steps: int | None = None) -> Future[Score]:
         """A score that is there. A problem can't be asked for more than scores."""
         assert steps is None
-        future: Future[Score] = Future()
-        try:
-            with seeded(self._seed, "evaluate"):
-                future.set_result(timed(lambda: self._problem.evaluate(widths).accuracy))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+        with seeded(self._seed, "evaluate"):
+            return done(lambda: self._problem.evaluate(widths).accuracy)
 
     def close(self) -> None:
         """Nothing."""

@@ -11,14 +11,14 @@ from optuna.samplers import BaseSampler
 
 from amc.errors import UsageError
 from amc.weights import weights_sha256
-from search.anchors import Begin, Chooser
+from search.anchors import Chooser
 from search.compose import Setup
 from search.display import Display
-from search.executor import timed
+from search.executor import done
 from search.front import FrontSampler, begin, front_problem, with_front
 from search.live import watching
 from search.run_directory import STUDY, TABLE, RunDirectory
-from search.settings import shared_names
+from search.settings import Settings, shared_names
 from search.settle import FINALISTS, ranked, settle
 from search.storage import Leases, copy_study, open_shared, open_storage, released
 from search.strategies import make_sampler
@@ -106,15 +106,16 @@ def _chooser(directory: RunDirectory, setup: Setup) -> Chooser:
     share = settings.anchor_share if makes else 0.0
     images = (settings.score_images or len(setup.data.val)) + settings.calibration_images
     rest = images / (3 * settings.score_batch)  # a step is a forward and a backward pass, three of a forward one
-    return Chooser(directory, _begin(setup), score_steps=settings.score_steps, share=share, rest=rest)
-
-
-def _begin(setup: Setup) -> Begin:
-    """Fine-tunes in the run's workers; here where there are none, or on machines that need not have all the data."""
-    executor = setup.executor if setup.settings.engine == "local" else None
-    if executor is None:
-        return lambda widths, steps: partial(timed, partial(setup.evaluator.recovered, widths, steps))
-    return lambda widths, steps: executor.submit(widths, steps).result
+    # Ray's workers need not be where the training data are.
+    executor = setup.executor if settings.engine == "local" else None
+    return Chooser(
+        directory,
+        executor.submit if executor else lambda widths, steps: done(partial(evaluator.recovered, widths, steps)),
+        at_once=executor.workers if executor else 1,
+        score_steps=settings.score_steps,
+        share=share,
+        rest=rest,
+    )
 
 
 def _open_study(directory: RunDirectory, setup: Setup, sampler: BaseSampler) -> tuple[optuna.Study, Leases | None]:
@@ -130,10 +131,11 @@ def _open_study(directory: RunDirectory, setup: Setup, sampler: BaseSampler) -> 
     mine |= {"data_fingerprint": setup.data.fingerprint, "weights": weights_sha256(setup.loaded.model)}
     with leases.locked():
         theirs = study.user_attrs.get("run")
+        defaults = Settings().as_json()  # of what an earlier version knew nothing of
         if theirs is None:
             study.set_user_attr("run", mine)
     for name, value in mine.items():
-        if theirs is not None and theirs.get(name) != value:
+        if theirs is not None and theirs.get(name, defaults.get(name)) != value:
             raise UsageError(
                 f"the study {settings.study!r} in the database was begun with another {name} ({theirs.get(name)!r}, "
                 f"not {value!r}); processes that share a study need the same, and another search another --study NAME"

@@ -45,6 +45,7 @@ def resumed_settings(path: Path, given: Mapping[str, Any]) -> Settings:
     """
     check_resumable(path)
     stored = read_document(path / SETTINGS, SettingsFile).settings
+    given = {name: value for name, value in given.items() if value is not None}
     before, changed = settings_from(stored), settings_from({**stored, **given})
     for name, value in before.as_json().items():
         if stored.get(name, value) != value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from amc.cost import FunctionCost
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
 from search.anchors import Anchor, Begin, Chooser, Lessons, Plan, calibrated, hand_on, plan, policies, spread, trust
-from search.executor import timed
+from search.executor import Score, done
 from search.run_directory import RunDirectory
 from search.strategies import make_sampler
 from search.study import SearchResult, open_study, search
@@ -28,8 +29,8 @@ def searched(problem: Problem, trials: int = 80, strategy: str = "random") -> tu
 
 
 def later(train: Callable[[dict[str, int], int], float]) -> Begin:
-    """A fine-tune that is done when its accuracy is asked for."""
-    return lambda widths, steps: partial(timed, partial(train, widths, steps))
+    """A fine-tune that is done when it begins."""
+    return lambda widths, steps: done(partial(train, widths, steps))
 
 
 def sized() -> tuple[Problem, optuna.Study, SearchResult]:
@@ -208,6 +209,24 @@ def test_the_choice_follows_the_anchors_and_trains_none_twice(tmp_path: Path) ->
     assert proxy["samples"] == 5
     assert proxy["spearman"] == pytest.approx(1)
     assert chosen.seconds >= found.seconds
+
+
+def test_what_is_done_is_kept_while_others_are_under_way(tmp_path: Path) -> None:
+    problem, study, found = sized()
+    begun: list[Future[Score]] = []
+
+    def begin(widths: dict[str, int], steps: int) -> Future[Score]:
+        begun.append(done(lambda: 0.5) if begun else Future())
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return begun[-1]
+
+    chooser = Chooser(RunDirectory(tmp_path), begin, score_steps=30, share=0.2, at_once=2)
+    with pytest.raises(KeyboardInterrupt):
+        chooser.choose(problem, study, found, lambda done, total: None)
+    [kept] = json.loads((tmp_path / "anchors.json").read_text())["anchors"]
+    assert kept["accuracy"] == 0.5
+    assert not begun[0].done()
 
 
 def test_noise_is_smoothed_out_of_the_choice(tmp_path: Path) -> None:

@@ -96,6 +96,27 @@ def test_where_a_model_takes_no_zeros_its_integers_are_ones():
     assert amc.apply(net, policy).stem.out_features == 2
 
 
+def test_a_policy_may_keep_less_than_runs_on_one_example():
+    """A search would not: a norm over one channel of pooled features needs a batch."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm, self.out = nn.Linear(3, 4), nn.GroupNorm(1, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.out(self.norm(self.stem(x)))
+
+    net = Net().eval()
+    policy = example().model_copy(
+        update={
+            "model": model_info(load_model(net, input_shape=(1, 3))),
+            "groups": [GroupPolicy(name="stem", kind="channel", channels=4, width=1, keep_ratio=0.25)],
+        }
+    )
+    assert amc.apply(net, policy)(torch.randn(5, 3)).shape == (5, 2)
+
+
 def changed(**changes) -> str:
     """The golden policy with `group__width=5` meaning groups[0]["width"] = 5."""
     content = json.loads(GOLDEN.read_text())

@@ -280,6 +280,15 @@ def test_spectral_norm_is_slimmed(wrap: object) -> None:
     small(torch.randn(2, 3, 8, 8)).sum().backward()
 
 
+def test_a_hook_that_cannot_compute_a_slim_weight_freezes_its_groups() -> None:
+    """Spectral norm's vectors are of the whole weight's columns, those of a grouped convolution of one group's."""
+    norm = nn.utils.spectral_norm(nn.Conv2d(8, 8, 3, groups=2))
+    net, inputs = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Conv2d(8, 2, 3)).eval(), (torch.randn(1, 3, 8, 8),)
+    checked = verify(net, inputs, trace(net, inputs))
+    assert [group.name for group in checked.groups] == ["1.weight_orig"]
+    assert "its SpectralNorm can't be computed" in {each.name: each.reason for each in checked.frozen}["0"]
+
+
 def _old_weight_norm(module: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
