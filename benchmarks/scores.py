@@ -32,6 +32,7 @@ RUNGS = {
     "30 steps": ScoreSettings(steps=30),
     "30 steps in bfloat16": ScoreSettings(steps=30, precision=torch.bfloat16),
     "120 steps": ScoreSettings(steps=120),
+    "120 steps in bfloat16": ScoreSettings(steps=120, precision=torch.bfloat16),
     "refitted": ScoreSettings(steps=0, reconstruct=True),
     "refitted, 8 steps": ScoreSettings(steps=8, reconstruct=True),
 }
