@@ -204,7 +204,9 @@ def watching(
     patiently(lambda: view.know(study)) if setup.settings.storage else view.know(study)
     setup.evaluator.watch = view.step
     try:
-        with Live(get_renderable=view.__rich__, console=display.messages) if display.moving else nullcontext():
+        with Live(get_renderable=view.__rich__, console=display.messages) if display.moving else nullcontext() as drawn:
+            if drawn:
+                drawn.refresh()  # at once; the next time is a quarter of a second away
             yield view
     finally:
         setup.evaluator.watch = lambda rung, done, total: None
