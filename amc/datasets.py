@@ -272,7 +272,7 @@ def _size(paths: Any) -> tuple[int, int]:
     raise DataError(f"no image can be read, {first} for one; are they damaged?")
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
+def _eight_bit(image: Image.Image) -> Image.Image:
     """The image with 8 bits a channel; Pillow's own conversion would clip what is above 255.
 
     Raises:
@@ -342,32 +342,33 @@ class FolderSplit:
         height, width, channels = self.shape
         try:
             with Image.open(self.paths[index]) as opened:
-                image = eight_bit(opened).convert("RGB" if channels == 3 else "L")
+                image = _eight_bit(opened).convert("RGB" if channels == 3 else "L")
         except Exception as problem:
             self._leave_out(index, problem)
             return None
-        self._check_size(index, image)
+        self._check_size(index, image.size)
         if image.size != (width, height):
             image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(self.shape)
 
     def check_sizes(self) -> None:
         """Raises a DataError if an image that is not scaled has another size than the rest: known from its header."""
-        unread = () if self.resize else set(range(len(self))) - set(self.unreadable)
-        for index in sorted(unread):
+        for index in range(0 if self.resize else len(self)):
+            if self._known[index] or index in self.unreadable:
+                continue
             try:
                 with Image.open(self.paths[index]) as image:
-                    self._check_size(index, image)
-            except DataError:
-                raise
+                    size = image.size
             except Exception as problem:
                 self._leave_out(index, problem)
+            else:
+                self._check_size(index, size)
 
-    def _check_size(self, index: int, image: Image.Image) -> None:
+    def _check_size(self, index: int, size: tuple[int, int]) -> None:
         height, width, _ = self.shape
-        if not self.resize and image.size != (width, height):
+        if not self.resize and size != (width, height):
             raise DataError(
-                f"{self.paths[index]} is {image.height}x{image.width}, but other images are {height}x{width}; "
+                f"{self.paths[index]} is {size[1]}x{size[0]}, but other images are {height}x{width}; "
                 "give --input-size HEIGHT WIDTH"
             )
 

@@ -204,8 +204,7 @@ def _weight_labels(
         return by_axis.get(out_axis)
     if ins == groups:
         return _depthwise(run, source, by_axis, outs // ins, transposed)
-    origin = run.source(weight)
-    name = origin.name if origin.whole else None
+    name = run.source(weight).parameter
     rows = by_axis.get(0)
     blocked = run.record.axes.get((name or "", 1))
     columns = source if not transposed else run.labels.fresh(outs)

@@ -80,7 +80,7 @@ class DatasetSplit:
             inputs, labels = default_collate(samples)
         except Exception as problem:
             raise DataError(f"{self.name}: examples can't be put into one batch: {describe(problem)}") from problem
-        return inputs, class_numbers(labels)
+        return inputs, _class_numbers(labels)
 
     def _sample(self, index: int) -> tuple[Any, Any]:
         try:
@@ -94,7 +94,7 @@ class DatasetSplit:
         return sample[0], sample[1]
 
 
-def class_numbers(labels: Any) -> Any:
+def _class_numbers(labels: Any) -> Any:
     """Labels as losses want them: whole numbers and truth values of any kind in 64 bits, anything else as it is."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         return labels

@@ -48,6 +48,11 @@ class Source:
     whole: bool = False
     inputs: bool = False
 
+    @property
+    def parameter(self) -> str | None:
+        """The parameter or buffer that it is as a whole, if it is one."""
+        return self.name if self.whole else None
+
 
 @dataclass
 class Record:

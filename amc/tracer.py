@@ -141,7 +141,7 @@ class Tracer(TorchDispatchMode):
         source = self.source(weight)
         if source.name is not None:
             self.use(source.name, use)
-        whole = source.name if source.whole else None
+        whole = source.parameter
         if whole is None:
             self.freeze([weight], f"the weight of {self.where()} is computed from others, or a part of one")
         if self._recurrent() or not self._counting:

@@ -78,9 +78,14 @@ def describe(problem: BaseException) -> str:
 
 def _imported(name: str) -> ModuleType:
     """A module, from the current folder too: an installed command does not have it on its search path."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    _look_in(os.getcwd())
     return importlib.import_module(name)
+
+
+def _look_in(folder: str) -> None:
+    """Modules are looked for there, too, after everywhere else."""
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -94,8 +99,7 @@ def _load_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not Python source")
     module = importlib.util.module_from_spec(spec)
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
+    _look_in(str(path.parent))
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

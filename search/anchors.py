@@ -320,26 +320,28 @@ class Chooser:
     def _anchored(
         self, problem: Problem, chosen: Sequence[Outcome], report: Callable[[int, int], object]
     ) -> list[Anchor]:
-        accuracies = {i: known for i, one in enumerate(chosen) if (known := self._known(one)) is not None}
-        left = deque(i for i in range(len(chosen)) if i not in accuracies)
-        under_way: dict[Future[Score], int] = {}
+        left = deque(one for one in chosen if self._known(one) is None)
+        under_way: dict[Future[Score], Outcome] = {}
         since = time.perf_counter()
         while left or under_way:
             report(len(chosen) - len(left) - len(under_way), len(chosen))
             while left and len(under_way) < self._at_once:
-                i = left.popleft()
-                under_way[self._begin(dict(chosen[i].widths), self.steps)] = i
+                one = left.popleft()
+                under_way[self._begin(dict(one.widths), self.steps)] = one
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                i = under_way.pop(future)
                 try:
-                    accuracies[i] = self._ended(chosen[i], future.result(), since)
+                    self._keep(under_way.pop(future), future.result(), since)
                 except AmcError:
                     raise
                 except Exception as error:  # as a trial: one that fails is left out
                     log.warning("an anchor's fine-tune failed, and is left out: %s: %s", type(error).__name__, error)
                 else:
                     since = time.perf_counter()
-        return [Anchor(problem.widths(chosen[i].widths), chosen[i].accuracy, accuracies[i]) for i in sorted(accuracies)]
+        return [
+            Anchor(problem.widths(one.widths), one.accuracy, accuracy)
+            for one in chosen
+            if (accuracy := self._known(one)) is not None
+        ]
 
     def _known(self, one: Outcome) -> float | None:
         """What came of a policy's fine-tune, if there was one."""
@@ -348,22 +350,20 @@ class Chooser:
                 return kept.accuracy
         return None
 
-    def _ended(self, one: Outcome, score: Score, since: float) -> float:
+    def _keep(self, one: Outcome, score: Score, since: float) -> None:
         """Keeps an anchor at once, with the time since the one before."""
         if not math.isfinite(score.accuracy):
             raise Diverged(f"its accuracy is {score.accuracy}")
-        waited = time.perf_counter() - since
         self._kept.append(
             _Kept(
                 widths=dict(one.widths),
                 steps=self.steps,
                 accuracy=score.accuracy,
-                seconds=waited,
+                seconds=time.perf_counter() - since,
                 evaluation_seconds=score.seconds,
             )
         )
         self._write()
-        return score.accuracy
 
     def _note_scores(self, problem: Problem, scored: Sequence[Outcome], scores: np.ndarray) -> None:
         """Keeps what the anchors' policies scored, for the runs after this one in a sweep."""

@@ -121,7 +121,7 @@ def writable(option: str, path: Path) -> Iterator[None]:
 
 def check_writable(option: str, path: Path) -> None:
     """Raises a UsageError, before any work is done, unless files can be made in `path`; leaves nothing behind."""
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made = absent(path)
     with writable(option, path):
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def owned(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
     Raises:
         RunError: another process owns it. UsageError: it can't be made.
     """
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made = absent(path)
     try:
         with writable("--out", path):
             path.mkdir(parents=True, exist_ok=True)
@@ -183,6 +183,11 @@ def owned(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
         lock.release()
         if discard:
             remove_empty(made)
+
+
+def absent(path: Path) -> list[Path]:
+    """The folders that making `path` would make, innermost first: for `remove_empty`."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
 
 
 def remove_empty(folders: list[Path]) -> None:

@@ -33,6 +33,7 @@ from search.run_directory import (
     SETTINGS,
     TABLE,
     RunDirectory,
+    absent,
     check_free,
     default_path,
     remove_empty,
@@ -95,7 +96,7 @@ def start(given: Mapping[str, Any], text: str, out: str | None, display: Display
     path = Path(out) if out else default_path(f"{settings[0].model}-sweep")
     if not (path.is_dir() and [entry.name for entry in path.iterdir()] == [FILE]):  # killed before its first run
         check_free(path)
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made = absent(path)
     with writable("--out", path):
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / FILE, dump_json(SweepFile(budgets=budgets).model_dump()))

@@ -101,11 +101,14 @@ def test_what_needs_labels_or_a_train_split_is_refused_with_the_way_out(images, 
 CLASSES = torch.arange(64) % 2
 
 
+def classifier() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
 @pytest.mark.parametrize("labels", [CLASSES.int(), CLASSES.bool(), CLASSES.to(torch.uint8), CLASSES.long()])
 def test_class_numbers_of_any_integer_type_are_trained_on(labels):
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     data = dict.fromkeys(("train", "val"), TensorDataset(torch.randn(64, 4), labels))
-    problem = search.build(model=model, data=data, budget="flops=0.5", score_steps=2)
+    problem = search.build(model=classifier(), data=data, budget="flops=0.5", score_steps=2)
     assert 0 <= problem.evaluate(problem.admit([4])).accuracy <= 1
 
 
@@ -114,14 +117,13 @@ def test_class_numbers_of_any_integer_type_are_trained_on(labels):
 )
 def test_labels_that_are_no_class_numbers_are_refused(labels, split):
     """Accuracy compares what cross-entropy would not take: whole numbers as floats, and -1 for what has no class."""
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     data = dict.fromkeys(("train", "val"), TensorDataset(torch.randn(64, 4), labels))
     with pytest.raises(DataError, match=rf"the `{split}` split's labels are torch.* must be class numbers from 0 on"):
-        search.build(model=model, data=data, budget="flops=0.5")
+        search.build(model=classifier(), data=data, budget="flops=0.5")
     with pytest.raises(DataError, match=r"the `train` split's labels .* give finetune=… of your own"):
-        search.build(model=model, data=data, budget="flops=0.5", metric=lambda model: 0.5)
+        search.build(model=classifier(), data=data, budget="flops=0.5", metric=lambda model: 0.5)
     own = {"metric": lambda model: 0.5, "finetune": lambda model, steps: None}
-    assert search.build(model=model, data=data, budget="flops=0.5", **own).groups
+    assert search.build(model=classifier(), data=data, budget="flops=0.5", **own).groups
 
 
 def test_labels_are_judged_as_the_data_set_gives_them():
@@ -132,8 +134,7 @@ def test_labels_are_judged_as_the_data_set_gives_them():
             return self.tensors[0][index], (self.targets[index] + 1) // 2
 
     data = dict.fromkeys(("train", "val"), Shifted(torch.randn(64, 4)))
-    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    assert search.build(model=model, data=data, budget="flops=0.5").groups
+    assert search.build(model=classifier(), data=data, budget="flops=0.5").groups
 
 
 @pytest.mark.parametrize("kind", [torch.tensor, np.float32, np.array])

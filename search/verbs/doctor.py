@@ -141,8 +141,9 @@ def training() -> dict[str, str]:
     from amc.finetune import train
     from amc.layout import arranged
     from amc.registry import resolve
+    from search.compose import accelerator
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = accelerator("auto")
     layers = [nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()) for _ in range(4)]
     model = arranged(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device), torch.channels_last)
     batch = (torch.rand(64, 32, 32, 32, device=device), torch.zeros(64, dtype=torch.long, device=device))
