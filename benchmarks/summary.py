@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from search.anchors import PRIOR
+from search.calibration import PRIOR
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -35,7 +35,7 @@ SCORES = """\
 scored by each rung on 2,000 images of the search split. Spearman's rank correlation of the score with the accuracy
 after fine-tuning (val and test pooled, 7,000 images), over all and over the best {best}; regret is what the score's
 first choice loses to the best policy, in points. `+ capacity` adds a quarter of a standard deviation of the logarithm
-of the parameters, the prior that `search/anchors.py` starts from. One seed of fine-tuning is noise of about 0.15
+of the parameters, the prior that `search/calibration.py` starts from. One seed of fine-tuning is noise of about 0.15
 points, so no score can reach 1.{note}
 
 | score | all | best {best} | regret | with capacity: all | best {best} | regret |

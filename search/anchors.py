@@ -34,10 +34,11 @@ from amc.documents import read_document
 from amc.errors import AmcError, RunError
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
+from search.calibration import Anchor, Lessons, calibrated
 from search.executor import Score
 from search.numbers import WEAK
 from search.run_directory import ANCHORS, RunDirectory
-from search.strategies.moves import Scored, Widths
+from search.strategies.moves import Scored
 from search.strategies.surrogate import Surrogate
 from search.study import SearchResult, outcomes
 
@@ -46,19 +47,9 @@ log = logging.getLogger("amc")
 FEWEST, ENOUGH, MOST = 5, 10, 12
 LENGTHS = (32, 16, 8, 4)
 """Of an anchor's fine-tune, in lengths of the score's: the longest that affords enough anchors, or the shortest."""
-PRIOR, SLACK = (1.0, 0.25), (0.5, 0.5)
-"""What score and parameters are worth, mean and standard deviation, in spreads of the score.
-
-On the published ResNet-20 policies parameters were worth 0.04 in a regression of accuracy after 30 steps, 0.13 after
-120 and 0.37 after 780 (`docs/benchmarks.md`), so anchors, shorter than the final fine-tune, tell too little of it.
-"""
-OWN = 0.5
-"""The part of what the regression leaves of an anchor's accuracy that is its policy's own; the rest is luck."""
-NOISES = (0.1, 0.3, 1.0)
-"""Of an anchor's accuracy, in the same unit; the evidence chooses."""
-
 Begin = Callable[[dict[str, int], int], Future[Score]]
 """Begins a fine-tune: widths by group name, steps -> the accuracy that is to come."""
+Report = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -69,35 +60,18 @@ class Plan:
     steps: int
 
 
-def plan(trials: int, score_steps: int, share: float, rest: float = 0.0) -> Plan:
+def plan(trials: int, score_steps: int, share: float, rest: float = 0.0, begun: int | None = None) -> Plan:
     """The anchors that a share of the search affords, after so many trials with a score of so many steps.
 
-    rest: what else a score takes, batch norm and the scored images, in steps.
+    rest: what else a score takes, batch norm and the scored images, in steps. begun: the steps of those that are there.
     """
     steps = trials * (score_steps + rest) * share / (1 - share)
-    for length in LENGTHS if score_steps else ():
-        count = int(steps / (length * score_steps + rest) + 1e-9)
-        if count >= (FEWEST if length == LENGTHS[-1] else ENOUGH):
-            return Plan(min(count, MOST), length * score_steps)
+    lengths = [length * score_steps for length in LENGTHS] if score_steps else []
+    for length in [begun] if begun else lengths:
+        count = int(steps / (length + rest) + 1e-9)
+        if begun or count >= (FEWEST if length == lengths[-1] else ENOUGH):
+            return Plan(min(count, MOST), length)
     return Plan(0, 0)
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """A policy that was both scored and fine-tuned for longer, on the same images."""
-
-    widths: Widths
-    score: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What another search's anchors were: `(anchors,)` smoothed scores, parameters and accuracies."""
-
-    scores: np.ndarray
-    params: np.ndarray
-    accuracies: np.ndarray
 
 
 def trust(anchors: Sequence[Anchor]) -> float | None:
@@ -124,78 +98,48 @@ def smoothed(problem: Problem, scored: Sequence[Outcome]) -> np.ndarray:
     return Surrogate(problem, seen).predict([one.widths for one in seen])[0]
 
 
-def contenders(rewards: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the best quarter, best first, or of the best `count` where these are more."""
-    return np.argsort(-rewards, kind="stable")[: max(len(rewards) // 4, count, 1)]
+def contenders(rewards: np.ndarray, params: np.ndarray, count: int) -> list[int]:
+    """Indices of the quarter of the policies, or of `count`, that fewest others beat in both reward and parameters.
 
-
-def spread(problem: Problem, scored: Sequence[Outcome], rewards: np.ndarray, count: int) -> list[int]:
-    """Indices of up to `count` anchors: half of them contenders, where the choice is made, the rest all over.
-
-    The contenders are the best and whoever is farthest from those taken so far, in logarithms of the keep ratios.
+    Whatever capacity is worth, the best is of the first front of these, which no policy beats in both: the first is of
+    the highest reward, the last of the first front keeps the most parameters.
     """
-    if not count:
+    left = np.lexsort((-params, -rewards))
+    found: list[int] = []
+    while len(left) and len(found) < max(len(rewards) // 4, count, 1):
+        most = np.maximum.accumulate(params[left])
+        front = np.concatenate([[True], params[left][1:] > most[:-1]])
+        found += left[front].tolist()
+        left = left[~front]
+    return found
+
+
+def spread(
+    problem: Problem, scored: Sequence[Outcome], rewards: np.ndarray, count: int, taken: Sequence[int] = ()
+) -> list[int]:
+    """Indices of up to `count` further anchors: half of them contenders, where the choice is made, the rest all over.
+
+    The contenders are the best, the one that keeps most parameters, and whoever is farthest from those taken so far, in
+    logarithms of the keep ratios.
+    """
+    if count <= 0:
         return []
     channels = [group.channels for group in problem.groups]
     places = np.log(np.array([problem.widths(one.widths) for one in scored]) / channels)
-    top = contenders(rewards, count)
-    near = np.full(len(top), np.inf)
-    chosen = [int(top[0])]
+    params = np.array([one.costs["params"] for one in scored])
+    top = [i for i in contenders(rewards, params, count) if i not in taken]
+    near = np.full(len(scored), np.inf)
+    for i in taken:
+        near = np.minimum(near, np.square(places - places[i]).sum(axis=1))
+    ends = [max(top, key=lambda i: rewards[i]), max(top, key=lambda i: params[i])] if top else []
+    chosen: list[int] = []
     while len(chosen) < min(count - count // 2, len(top)):
-        near = np.minimum(near, np.square(places[top] - places[chosen[-1]]).sum(axis=1))
-        chosen.append(int(top[np.argmax(near)]))
-    rest = [int(i) for i in np.argsort(-rewards, kind="stable") if i not in chosen]
+        chosen.append(ends.pop(0) if ends else max(top, key=lambda i: near[i]))
+        near = np.minimum(near, np.square(places - places[chosen[-1]]).sum(axis=1))
+        ends = [i for i in ends if i not in chosen]
+    rest = [int(i) for i in np.argsort(-rewards, kind="stable") if i not in chosen and i not in taken]
     wanted = np.linspace(0, len(rest) - 1, count - len(chosen) + 1)[1:] * 0.75  # the worst are no news
     return list(dict.fromkeys([*chosen, *(rest[int(place)] for place in wanted if rest)]))
-
-
-# ---- what the anchors teach
-
-
-def calibrated(
-    problem: Problem,
-    scored: Sequence[Outcome],
-    scores: np.ndarray,
-    anchors: Sequence[Anchor],
-    shared: Sequence[Lessons] = (),
-) -> np.ndarray:
-    """`(policies,)` expected accuracies after the anchors' fine-tune: Bayesian linear regression on the anchors.
-
-    Its prior is the score itself. Without anchors it stays that. shared: the anchors of other searches for the same
-    network; each search has an intercept of its own.
-    """
-    if not anchors:
-        return scores
-    params = np.log([one.costs["params"] for one in scored])
-    unit, span = (max(float(x.std()), 1e-9) for x in (scores, params))
-    features = np.stack([(scores - scores.mean()) / unit, (params - params.mean()) / span], axis=1)
-    place = {problem.widths(one.widths): i for i, one in enumerate(scored)}
-    seen = features[[place[anchor.widths] for anchor in anchors]]
-    accuracies = np.array([anchor.accuracy for anchor in anchors]) / unit
-    x, residual = seen - seen.mean(axis=0), accuracies - accuracies.mean()
-    others = [_centred(lessons, unit, span) for lessons in shared]
-    every_x = np.concatenate([x, *(other_x for other_x, _ in others)])
-    every_residual = np.concatenate([residual, *(other for _, other in others)]) - every_x @ PRIOR
-    _, weights = max((_posterior(every_x, every_residual, noise) for noise in NOISES), key=lambda found: found[0])
-    expected = (features - seen.mean(axis=0)) @ (PRIOR + weights)
-    for anchor, left in zip(anchors, residual - x @ (PRIOR + weights), strict=True):
-        expected[place[anchor.widths]] += OWN * left
-    return np.asarray(unit * (accuracies.mean() + expected))
-
-
-def _centred(lessons: Lessons, unit: float, span: float) -> tuple[np.ndarray, np.ndarray]:
-    """`(anchors, 2)` features and `(anchors,)` accuracies about their means, in the units of the search at hand."""
-    x = np.stack([lessons.scores / unit, np.log(lessons.params) / span], axis=1)
-    return x - x.mean(axis=0), (lessons.accuracies - lessons.accuracies.mean()) / unit
-
-
-def _posterior(x: np.ndarray, y: np.ndarray, noise: float) -> tuple[float, np.ndarray]:
-    """Log evidence and the mean weights of a linear model whose weights start at 0 with the deviations `SLACK`."""
-    variance = np.square(SLACK)
-    covariance = (x * variance) @ x.T + noise**2 * np.eye(len(y))
-    solved = np.linalg.solve(covariance, y)
-    evidence = -0.5 * (y @ solved + np.linalg.slogdet(covariance)[1])
-    return float(evidence), variance * (x.T @ solved)
 
 
 # ---- in a run
@@ -221,12 +165,21 @@ def _busy(kept: _Kept) -> float:
     return kept.seconds if kept.evaluation_seconds is None else kept.evaluation_seconds
 
 
+class _First(BaseModel):
+    """The policies that were chosen half-way, and the steps of their fine-tune."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    policies: Annotated[tuple[dict[str, int], ...], Field(strict=False)]
+    steps: Annotated[int, Field(ge=1)]
+
+
 class _File(BaseModel):
     """`anchors.json`. shared: those of the runs before this one in its sweep, a run each."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     schema_version: Literal[1] = 1
     anchors: tuple[_Kept, ...] = Field(default=(), strict=False)
+    first: _First | None = None
     shared: tuple[Annotated[tuple[_Kept, ...], Field(strict=False)], ...] = Field(default=(), strict=False)
 
 
@@ -274,13 +227,42 @@ class Chooser:
         self._directory, self._begin, self._at_once = directory, begin, at_once
         self._score_steps, self._rest = score_steps, rest
         found = _read(directory)
-        self._kept, self._shared = list(found.anchors), found.shared
+        self._kept, self._shared, self._first = list(found.anchors), found.shared, found.first
         self.anchors: tuple[Anchor, ...] = ()
         self.steps, self.shared, self.share = 0, 0, share
 
-    def choose(
-        self, problem: Problem, study: optuna.Study, found: SearchResult, report: Callable[[int, int], object]
-    ) -> SearchResult:
+    def pauses(self, trials: int | None) -> bool:
+        """Whether a search of so many trials, of any number where None, affords anchors half-way."""
+        return self.share > 0 and (trials is None or self._planned(trials).count >= ENOUGH)
+
+    def learn(self, problem: Problem, study: optuna.Study, trials: int | None, report: Report) -> None:
+        """Half-way through a search: fine-tunes the first half of its anchors, from which the rest of it learns.
+
+        trials: of the whole search, if known. report: called with (anchors done, anchors in all).
+        """
+        scored = policies(problem, study)
+        if self._first is None:
+            planned = self._planned(trials or 2 * len(scored))
+            if planned.count < ENOUGH or not scored:
+                return
+            rewards = _rewards(problem, scored, smoothed(problem, scored))
+            chosen = spread(problem, scored, rewards, planned.count // 2)
+            self._first = _First(policies=tuple(dict(scored[i].widths) for i in chosen), steps=planned.steps)
+        self.steps = self._first.steps
+        self._fine_tune([one for one in scored if dict(one.widths) in self._first.policies], report)
+        self.anchors = tuple(self._anchors(problem, scored))
+
+    def worth(self, problem: Problem, study: optuna.Study, scored: list[Scored]) -> list[Scored]:
+        """Policies of the study with the rewards that the anchors so far let one expect of them."""
+        if not self.anchors:
+            return scored
+        known = outcomes(problem, study)
+        scores = np.array([one.accuracy for one in known])
+        expected = _rewards(problem, known, calibrated(problem, known, scores, self.anchors, self._lessons(problem)))
+        rewards = {problem.widths(one.widths): float(reward) for one, reward in zip(known, expected, strict=True)}
+        return [one._replace(reward=rewards[one.widths]) for one in scored]
+
+    def choose(self, problem: Problem, study: optuna.Study, found: SearchResult, report: Report) -> SearchResult:
         """The search's result, with the policy of the best calibrated score as its best.
 
         report: called with (anchors done, anchors in all).
@@ -289,17 +271,22 @@ class Chooser:
         if not scored or found.best is None:
             return found
         scores = smoothed(problem, scored)
-        planned = plan(len(scored), self._score_steps, self.share, self._rest)
-        self.steps = planned.steps
         rewards = _rewards(problem, scored, scores)
-        chosen = [scored[i] for i in spread(problem, scored, rewards, planned.count)]
-        self.anchors = tuple(self._anchored(problem, chosen, report))
+        planned = self._planned(len(scored))
+        self.steps = planned.steps
+        first = [i for i, one in enumerate(scored) if self._first and dict(one.widths) in self._first.policies]
+        chosen = [*first, *spread(problem, scored, rewards, planned.count - len(first), first)]
+        self._fine_tune([scored[i] for i in chosen], report)
+        self.anchors = tuple(self._anchors(problem, [scored[i] for i in chosen]))
         self._say()
         self._note_scores(problem, scored, scores)
         lessons = self._lessons(problem) if self.anchors else []
         self.shared = sum(len(one.scores) for one in lessons)
         expected = _rewards(problem, scored, calibrated(problem, scored, scores, self.anchors, lessons))
-        best = max(contenders(rewards, planned.count), key=lambda i: expected[i])
+        among: Sequence[int] = range(len(scored))
+        if self.anchors:
+            among = contenders(rewards, np.array([one.costs["params"] for one in scored]), planned.count)
+        best = max(among, key=lambda i: expected[i])
         return replace(
             found,
             best=scored[best],
@@ -317,9 +304,12 @@ class Chooser:
             "anchors": [{"score": anchor.score, "accuracy": anchor.accuracy} for anchor in self.anchors],
         }
 
-    def _anchored(
-        self, problem: Problem, chosen: Sequence[Outcome], report: Callable[[int, int], object]
-    ) -> list[Anchor]:
+    def _planned(self, trials: int) -> Plan:
+        begun = self._first.steps if self._first else None
+        return plan(trials, self._score_steps, self.share, self._rest, begun)
+
+    def _fine_tune(self, chosen: Sequence[Outcome], report: Report) -> None:
+        """Fine-tunes what was not."""
         left = deque(one for one in chosen if self._known(one) is None)
         under_way: dict[Future[Score], Outcome] = {}
         since = time.perf_counter()
@@ -337,9 +327,12 @@ class Chooser:
                     log.warning("an anchor's fine-tune failed, and is left out: %s: %s", type(error).__name__, error)
                 else:
                     since = time.perf_counter()
+
+    def _anchors(self, problem: Problem, policies: Sequence[Outcome]) -> list[Anchor]:
+        """Those of the policies that were fine-tuned."""
         return [
             Anchor(problem.widths(one.widths), one.accuracy, accuracy)
-            for one in chosen
+            for one in policies
             if (accuracy := self._known(one)) is not None
         ]
 
@@ -392,7 +385,8 @@ class Chooser:
         return found
 
     def _write(self) -> None:
-        self._directory.write_json(ANCHORS, _File(anchors=tuple(self._kept), shared=self._shared).model_dump())
+        kept = _File(anchors=tuple(self._kept), first=self._first, shared=self._shared)
+        self._directory.write_json(ANCHORS, kept.model_dump())
 
     def _say(self) -> None:
         correlation = trust(self.anchors)

@@ -30,6 +30,8 @@ from search.warm import policies, warm_start
 
 log = logging.getLogger("amc")
 
+CHECKING = "checking the score by longer fine-tunes"
+
 
 def search_to_budget(
     directory: RunDirectory, setup: Setup, display: Display
@@ -56,7 +58,7 @@ def search_to_budget(
     chooser = _chooser(directory, setup)
 
     def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
-        study.sampler = sampler(setup)
+        study.sampler = chosen = sampler(setup)
         ends = time_limit and time_limit * (1 - chooser.share)
         with watching(setup, study, display, trials, ends) as view:
 
@@ -69,19 +71,23 @@ def search_to_budget(
                 if scalars:
                     scalars.catch_up(study)
 
-            found = search(
+            go_on = partial(
+                search,
                 front or setup.problem,
                 study,
-                trials=trials,
-                time_limit=ends,
                 seed=settings.seed,
                 on_trial=on_trial,
                 executor=setup.executor,
                 leases=leases,
             )
+            if isinstance(chosen, MovingSampler) and chooser.pauses(trials):
+                go_on(trials=trials and trials // 2, time_limit=ends and ends / 2)
+                chooser.learn(setup.problem, study, trials, partial(view.step, CHECKING))
+                chosen.worth = partial(chooser.worth, setup.problem, study)
+            found = go_on(trials=trials, time_limit=ends)
         if front:
             return with_front(found, study, front, setup.problem)
-        with display.bar("checking the score by longer fine-tunes") as report:
+        with display.bar(CHECKING) as report:
             return chooser.choose(setup.problem, study, found, report)
 
     recording = Scalars(directory / SCALARS, setup.problem) if settings.tensorboard else nullcontext()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +17,12 @@ import pytest
 from amc.cost import FunctionCost
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
-from search.anchors import Anchor, Begin, Chooser, Lessons, Plan, calibrated, hand_on, plan, policies, spread, trust
+from search.anchors import Begin, Chooser, Plan, contenders, hand_on, plan, policies, spread, trust
+from search.calibration import Anchor, Lessons, calibrated
 from search.executor import Score, done
 from search.run_directory import RunDirectory
 from search.strategies import make_sampler
+from search.strategies.moves import MovingSampler
 from search.study import SearchResult, open_study, search
 from tests.synthetic import staged
 
@@ -56,46 +60,111 @@ def scored_at_random(problem: Problem, count: int, seed: int = 1) -> list[Outcom
     return [problem.evaluate([int(rng.integers(2, g.channels + 1)) for g in problem.groups]) for _ in range(count)]
 
 
-def test_anchors_are_the_best_and_a_spread_of_the_rest() -> None:
+def with_costs(scored: list[Outcome], params: list[float]) -> list[Outcome]:
+    return [replace(one, costs={**one.costs, "params": size}) for one, size in zip(scored, params, strict=True)]
+
+
+def test_contenders_are_those_that_few_beat_in_both_score_and_parameters() -> None:
+    rewards, params = np.array([5, 4, 3, 2, 1, 3, 0.0]), np.array([1, 3, 2, 5, 4, 3, 5.0])
+    assert contenders(rewards, params, 1) == [0, 1, 3], "the first front, whole"
+    assert contenders(rewards, params, 4) == [0, 1, 3, 5, 4, 6]
+    assert contenders(rewards, params, 7) == [0, 1, 3, 5, 4, 6, 2]
+    assert contenders(rewards, np.ones(7), 2) == [0, 1]
+    assert contenders(np.array([1.0]), np.array([1.0]), 12) == [0]
+    rng = np.random.default_rng(0)
+    rewards, params = rng.random(200), rng.random(200)
+    found = contenders(rewards, params, 0)
+    beaten = ((rewards[:, None] > rewards) & (params[:, None] > params)).sum(axis=0)
+    assert len(found) >= 50
+    assert set(np.flatnonzero(beaten == 0)) <= set(found)
+    assert beaten[found].max() < np.median(beaten[[i for i in range(200) if i not in found]])
+
+
+def test_anchors_are_both_ends_of_the_front_and_a_spread_of_the_rest() -> None:
     problem, _, _ = sized()
-    scored = scored_at_random(problem, 40)
     rewards = np.arange(40.0)[::-1]
+    scored = with_costs(scored_at_random(problem, 40), [*np.arange(10.0), *np.full(29, 5.0), 20.0])
     chosen = spread(problem, scored, rewards, 6)
-    assert chosen[0] == 0
-    assert all(i < 10 for i in chosen[:3]), "of the best quarter"
+    assert chosen[:2] == [0, 39], "the best and the largest"
+    assert chosen[2] < 20, "a contender"
     assert len(set(chosen)) == 6
-    assert max(chosen[3:]) < 35
-    assert max(chosen) > 20
+    more = spread(problem, scored, rewards, 4, taken=chosen)
+    assert len(set(more) - set(chosen)) == 4
     few = [sorted(spread(problem, scored[:n], np.arange(n) * 1.0, 12)) for n in (1, 2, 3)]
     assert few == [[0], [0, 1], [0, 1, 2]]
-    assert spread(problem, scored, rewards, 0) == []
+    assert spread(problem, scored, rewards, 0) == spread(problem, scored[:2], rewards[:2], 3, taken=[0, 1]) == []
 
 
 def test_anchors_are_no_copies_of_one_another() -> None:
-    """A search that has settled scores one policy's neighbours best; the others of the best quarter teach more."""
+    """A search that has settled scores one policy's neighbours best; the other contenders teach more."""
     problem, _, _ = sized()
     near = [problem.evaluate([group.channels // 2 + i % 2 for group in problem.groups]) for i in range(8)]
-    scored = [*near, *scored_at_random(problem, 32)]
+    scored = with_costs([*near, *scored_at_random(problem, 32)], [1.0] * 40)
     chosen = spread(problem, scored, np.arange(40.0)[::-1], 6)
     assert chosen[0] == 0
     assert set(chosen[1:3]) == {8, 9}
 
 
 def test_anchors_by_which_bad_policies_look_good_do_not_choose_them(tmp_path: Path) -> None:
-    """Where those of the best scores happened to be trained badly, the regression praises what scored worst."""
+    """Where the best scores happened to be trained badly, what is beaten in score and size still is not chosen."""
     problem, study, found = sized()
     scored = policies(problem, study)
-    best = float(np.quantile([one.accuracy for one in scored], 0.75))
     chooser = Chooser(
         RunDirectory(tmp_path),
         later(lambda widths, steps: 1 - problem.evaluate(widths).accuracy),
         score_steps=30,
         share=0.2,
     )
-    chosen = chooser.choose(problem, study, found, lambda done, total: None)
-    assert chooser.proxy()["spearman"] == pytest.approx(-1)
-    assert chosen.best is not None
-    assert chosen.best.accuracy >= best - 0.1 * np.std([one.accuracy for one in scored])
+    best = chooser.choose(problem, study, found, lambda done, total: None).best
+    assert chooser.proxy()["spearman"] < 0
+    assert best is not None
+    margin = 0.1 * float(np.std([one.accuracy for one in scored]))
+    assert not [
+        one
+        for one in scored
+        if one.accuracy > best.accuracy + margin and one.costs["params"] > best.costs["params"] * 1.1
+    ]
+
+
+def test_a_search_learns_half_way_what_capacity_is_worth(tmp_path: Path) -> None:
+    """After a long fine-tune only size counts here, so the second half of the search makes it grow."""
+
+    def searched_with(worth: float, folder: Path) -> tuple[float, Chooser]:
+        problem, _ = staged(2)
+        problem.costs["params"] = FunctionCost("params", "", lambda widths: float(np.dot(widths, range(len(widths)))))
+        truth = later(lambda widths, steps: worth * math.log(problem.costs["params"](problem.widths(widths))))
+        folder.mkdir()
+        chooser = Chooser(RunDirectory(folder), truth, score_steps=30, share=0.4)
+        sampler = make_sampler("auto", problem, trials=80, seed=0)
+        assert isinstance(sampler, MovingSampler)
+        study = open_study(None, "test", sampler)
+        search(problem, study, trials=40)
+        chooser.learn(problem, study, 80, lambda done, total: None)
+        sampler.worth = partial(chooser.worth, problem, study)
+        search(problem, study, trials=80)
+        late = [one.costs["params"] for one in policies(problem, study)[50:]]
+        return float(np.mean(late)), chooser
+
+    (plain, none), (grown, chooser) = searched_with(0.0, tmp_path / "a"), searched_with(1.0, tmp_path / "b")
+    assert grown > 1.05 * plain
+    assert len(chooser.anchors) == len(none.anchors) == 6
+
+
+def test_half_way_is_for_searches_that_afford_it(tmp_path: Path) -> None:
+    def chooser(share: float) -> Chooser:
+        return Chooser(RunDirectory(tmp_path), later(lambda widths, steps: 0.5), score_steps=30, share=share)
+
+    assert [chooser(0.2).pauses(trials) for trials in (100, 159, 160, None)] == [False, False, True, True]
+    assert not chooser(0.0).pauses(None)
+    problem, study, _ = sized()
+    few = chooser(0.2)
+    few.learn(problem, study, None, lambda done, total: None)
+    assert len(few.anchors) == 5, "80 trials were half of it"
+    (tmp_path / "anchors.json").unlink()
+    few = chooser(0.05)
+    few.learn(problem, study, None, lambda done, total: None)
+    assert not few.anchors
+    assert few.worth(problem, study, []) == []
 
 
 def test_trust_is_spearmans_correlation_and_nothing_where_nothing_differs() -> None:

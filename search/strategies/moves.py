@@ -37,7 +37,10 @@ class MovingSampler(WidthSampler):
     """A sampler that starts from the uniform and the tilted policies and goes on from what was scored.
 
     A subclass says how, in `follow`. Nothing is kept but what the study's trials imply.
+    worth: what was scored, with the rewards that it is taken for, once more is known than the score.
     """
+
+    worth: Callable[[list[Scored]], list[Scored]] = staticmethod(lambda scored: scored)
 
     def __init__(self, problem: Problem, *, trials: int = 100, seed: int = 0) -> None:
         super().__init__(problem)
@@ -56,7 +59,7 @@ class MovingSampler(WidthSampler):
         scored = self._scored(past)
         if not scored:  # every start failed
             return fresh(known, lambda: move(self.problem, self._starts[0], FAR, rng))
-        return self.follow(scored, known, rng)
+        return self.follow(self.worth(scored), known, rng)
 
     def start_from(self, policies: Iterable[Widths]) -> None:
         """Starts from these, as far as the budget lets them, instead of from the uniform and the tilted policies."""

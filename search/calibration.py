@@ -1,0 +1,92 @@
+"""What anchors teach: accuracy after a longer fine-tune, regressed on the score and on the parameters that are kept.
+
+Capacity is worth something after a long fine-tune on some networks and nothing on others, so its weight starts low and
+follows the anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from amc.problem import Outcome, Problem
+from search.strategies.moves import Widths
+
+PRIOR, SLACK = (1.0, 0.25), (0.5, 0.5)
+"""What score and parameters are worth, mean and standard deviation, in spreads of the score.
+
+On the published ResNet-20 policies parameters were worth 0.04 in a regression of accuracy after 30 steps, 0.13 after
+120 and 0.37 after 780 (`docs/benchmarks.md`), so anchors, shorter than the final fine-tune, tell too little of it.
+"""
+OWN = 0.5
+"""The part of what the regression leaves of an anchor's accuracy that is its policy's own; the rest is luck."""
+NOISES = (0.1, 0.3, 1.0)
+"""Of an anchor's accuracy, in the same unit; the evidence chooses."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A policy that was both scored and fine-tuned for longer, on the same images."""
+
+    widths: Widths
+    score: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What another search's anchors were: `(anchors,)` smoothed scores, parameters and accuracies."""
+
+    scores: np.ndarray
+    params: np.ndarray
+    accuracies: np.ndarray
+
+
+def calibrated(
+    problem: Problem,
+    scored: Sequence[Outcome],
+    scores: np.ndarray,
+    anchors: Sequence[Anchor],
+    shared: Sequence[Lessons] = (),
+) -> np.ndarray:
+    """`(policies,)` expected accuracies after the anchors' fine-tune: Bayesian linear regression on the anchors.
+
+    Its prior is the score itself. Without anchors it stays that. shared: the anchors of other searches for the same
+    network; each search has an intercept of its own.
+    """
+    if not anchors:
+        return scores
+    params = np.log([one.costs["params"] for one in scored])
+    unit, span = (max(float(x.std()), 1e-9) for x in (scores, params))
+    features = np.stack([(scores - scores.mean()) / unit, (params - params.mean()) / span], axis=1)
+    place = {problem.widths(one.widths): i for i, one in enumerate(scored)}
+    seen = features[[place[anchor.widths] for anchor in anchors]]
+    accuracies = np.array([anchor.accuracy for anchor in anchors]) / unit
+    x, residual = seen - seen.mean(axis=0), accuracies - accuracies.mean()
+    others = [_centred(lessons, unit, span) for lessons in shared]
+    every_x = np.concatenate([x, *(other_x for other_x, _ in others)])
+    every_residual = np.concatenate([residual, *(other for _, other in others)]) - every_x @ PRIOR
+    _, weights = max((_posterior(every_x, every_residual, noise) for noise in NOISES), key=lambda found: found[0])
+    worth = PRIOR + weights
+    worth[0] = max(worth[0], 0.0)  # where anchors contradict the score, it says nothing, never the opposite
+    expected = (features - seen.mean(axis=0)) @ worth
+    for anchor, left in zip(anchors, residual - x @ worth, strict=True):
+        expected[place[anchor.widths]] += OWN * left
+    return np.asarray(unit * (accuracies.mean() + expected))
+
+
+def _centred(lessons: Lessons, unit: float, span: float) -> tuple[np.ndarray, np.ndarray]:
+    """`(anchors, 2)` features and `(anchors,)` accuracies about their means, in the units of the search at hand."""
+    x = np.stack([lessons.scores / unit, np.log(lessons.params) / span], axis=1)
+    return x - x.mean(axis=0), (lessons.accuracies - lessons.accuracies.mean()) / unit
+
+
+def _posterior(x: np.ndarray, y: np.ndarray, noise: float) -> tuple[float, np.ndarray]:
+    """Log evidence and the mean weights of a linear model whose weights start at 0 with the deviations `SLACK`."""
+    variance = np.square(SLACK)
+    covariance = (x * variance) @ x.T + noise**2 * np.eye(len(y))
+    solved = np.linalg.solve(covariance, y)
+    evidence = -0.5 * (y @ solved + np.linalg.slogdet(covariance)[1])
+    return float(evidence), variance * (x.T @ solved)
