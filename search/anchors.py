@@ -1,13 +1,14 @@
 """What the search's score is worth: some of its policies are fine-tuned for longer, and the run learns from these.
 
-A quick score is noisy, and on some networks it favours the wrong policies. So a share of the search goes to *anchors*,
-policies from all over the ranking that are fine-tuned several times as long: half of them the most different of the
-best, the *contenders*, since those of a search that has settled are near copies and teach nothing. They say how far the
-ranking can be trusted (Spearman's correlation, in `result.json`), and they calibrate it: accuracy after the long
-fine-tune is regressed on the score and on the parameters that a policy keeps. Capacity is worth something after a long
-fine-tune on some networks and nothing on others, so its weight starts low and follows the anchors. The policy that the
-search ends with is the contender of the best calibrated score; the best raw one is the luckiest, and on those that are
-no contenders a few noisy anchors, extrapolated, can make anything look good.
+A quick score is noisy, and it misses what capacity is worth after a long fine-tune: much on some networks, nothing on
+others. So a share of the search goes to *anchors*, policies that are fine-tuned several times as long. Half of them are
+*contenders*, which few others beat in both score and parameters: whatever capacity is worth, the best policy is one of
+these. The others are from all over the ranking. Anchors say how far the ranking can be trusted (Spearman's correlation,
+in `result.json`), and they calibrate it (`search/calibration.py`). The policy that the search ends with is the
+contender of the best calibrated score; the best raw one is the luckiest. Both ends of what contenders are, the best
+score and the most parameters, are anchors themselves, so the choice lies between what was measured.
+
+A search that affords enough of them has its first half of the anchors half-way, and goes on by what they taught.
 
 The runs of a sweep share their anchors: what score and capacity are worth is learned from those of all budgets so far,
 each compared with the others of its own budget. The correlation is over a run's own: between budgets, size decides.
@@ -99,10 +100,10 @@ def smoothed(problem: Problem, scored: Sequence[Outcome]) -> np.ndarray:
 
 
 def contenders(rewards: np.ndarray, params: np.ndarray, count: int) -> list[int]:
-    """Indices of the quarter of the policies, or of `count`, that fewest others beat in both reward and parameters.
+    """Indices of about a quarter of the policies, or `count`, that fewest others beat in both reward and parameters.
 
-    Whatever capacity is worth, the best is of the first front of these, which no policy beats in both: the first is of
-    the highest reward, the last of the first front keeps the most parameters.
+    Fronts of policies, each one those that none of the rest beats in both, from the highest reward to the most
+    parameters; as many whole ones as it takes.
     """
     left = np.lexsort((-params, -rewards))
     found: list[int] = []
@@ -251,6 +252,7 @@ class Chooser:
         self.steps = self._first.steps
         self._fine_tune([one for one in scored if dict(one.widths) in self._first.policies], report)
         self.anchors = tuple(self._anchors(problem, scored))
+        log.info("half-way, %d anchors of %d steps; the search goes on by what they say", len(self.anchors), self.steps)
 
     def worth(self, problem: Problem, study: optuna.Study, scored: list[Scored]) -> list[Scored]:
         """Policies of the study with the rewards that the anchors so far let one expect of them."""
