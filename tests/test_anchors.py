@@ -15,16 +15,21 @@ import optuna
 import pytest
 
 from amc.cost import FunctionCost
+from amc.errors import Interrupted
+from amc.evaluate import Evaluator
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
 from search.anchors import Begin, Chooser, Plan, contenders, hand_on, plan, policies, spread, trust
 from search.calibration import Anchor, Lessons, calibrated
 from search.executor import Score, done
+from search.job import run
 from search.run_directory import RunDirectory
 from search.strategies import make_sampler
 from search.strategies.moves import MovingSampler
 from search.study import SearchResult, open_study, search
 from tests.synthetic import staged
+
+TINY = Path(__file__).parent.parent / "benchmarks" / "faults" / "tiny.py"
 
 
 def searched(problem: Problem, trials: int = 80, strategy: str = "random") -> tuple[optuna.Study, SearchResult]:
@@ -148,6 +153,35 @@ def test_a_search_learns_half_way_what_capacity_is_worth(tmp_path: Path) -> None
     (plain, none), (grown, chooser) = searched_with(0.0, tmp_path / "a"), searched_with(1.0, tmp_path / "b")
     assert grown > 1.05 * plain
     assert len(chooser.anchors) == len(none.anchors) == 6
+
+
+def test_a_run_that_was_stopped_after_its_first_anchors_goes_on_as_unbroken(tmp_path: Path, monkeypatch) -> None:
+    named = {"model": f"{TINY}:net", "data": f"{TINY}:data", "budget": "flops=0.5", "score_steps": 1, "threads": 1}
+    named |= {"trials": 14, "anchor_share": 0.8, "finetune_epochs": 0}
+    whole = run(**named, out=tmp_path / "whole")
+    first = json.loads((tmp_path / "whole" / "anchors.json").read_text())["first"]
+    trained: list[dict[str, int]] = []
+    recovered, ordinary = Evaluator.recovered, Evaluator.__call__
+
+    def noted(self: Evaluator, widths: dict[str, int], steps: int) -> float:
+        trained.append(dict(widths))
+        return recovered(self, widths, steps)
+
+    def stopped(self: Evaluator, widths: dict[str, int]) -> float:
+        if trained:
+            raise KeyboardInterrupt
+        return ordinary(self, widths)
+
+    monkeypatch.setattr(Evaluator, "recovered", noted)
+    monkeypatch.setattr(Evaluator, "__call__", stopped)
+    with pytest.raises(Interrupted):
+        run(**named, out=tmp_path / "broken")
+    monkeypatch.setattr(Evaluator, "__call__", ordinary)
+    assert sorted(map(str, trained)) == sorted(map(str, first["policies"]))
+    resumed = run(model=named["model"], data=named["data"], out=tmp_path / "broken", resume=True)
+    assert resumed.summary["proxy"] == whole.summary["proxy"]
+    assert (tmp_path / "broken" / "policy.json").read_bytes() == (tmp_path / "whole" / "policy.json").read_bytes()
+    assert len(trained) == len({str(widths) for widths in trained}) == whole.summary["proxy"]["samples"]
 
 
 def test_half_way_is_for_searches_that_afford_it(tmp_path: Path) -> None:
