@@ -6,9 +6,9 @@ others. So a share of the search goes to *anchors*, policies that are fine-tuned
 these. The others are from all over the ranking. Anchors say how far the ranking can be trusted (Spearman's correlation,
 in `result.json`), and they calibrate it (`search/calibration.py`). The policy that the search ends with is the
 contender of the best calibrated score; the best raw one is the luckiest. Both ends of what contenders are, the best
-score and the most parameters, are anchors themselves, so the choice lies between what was measured.
+score and the most parameters, are among the first anchors, so the choice lies between what was fine-tuned.
 
-A search that affords enough of them has its first half of the anchors half-way, and goes on by what they taught.
+A search that affords enough of them has half of them half-way, and goes on by what they taught.
 
 The runs of a sweep share their anchors: what score and capacity are worth is learned from those of all budgets so far,
 each compared with the others of its own budget. The correlation is over a run's own: between budgets, size decides.
@@ -21,7 +21,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -39,7 +39,7 @@ from search.calibration import Anchor, Lessons, calibrated
 from search.executor import Score
 from search.numbers import WEAK
 from search.run_directory import ANCHORS, RunDirectory
-from search.strategies.moves import Scored
+from search.strategies.moves import Scored, Widths
 from search.strategies.surrogate import Surrogate
 from search.study import SearchResult, outcomes
 
@@ -61,18 +61,22 @@ class Plan:
     steps: int
 
 
-def plan(trials: int, score_steps: int, share: float, rest: float = 0.0, begun: int | None = None) -> Plan:
+def plan(trials: int, score_steps: int, share: float, rest: float = 0.0, least: int = 0) -> Plan:
     """The anchors that a share of the search affords, after so many trials with a score of so many steps.
 
-    rest: what else a score takes, batch norm and the scored images, in steps. begun: the steps of those that are there.
+    rest: what else a score takes, batch norm and the scored images, in steps. least: the steps of those that are there
+    already; shorter ones are not planned.
     """
     steps = trials * (score_steps + rest) * share / (1 - share)
-    lengths = [length * score_steps for length in LENGTHS] if score_steps else []
-    for length in [begun] if begun else lengths:
-        count = int(steps / (length + rest) + 1e-9)
-        if begun or count >= (FEWEST if length == lengths[-1] else ENOUGH):
-            return Plan(min(count, MOST), length)
-    return Plan(0, 0)
+
+    def affordable(length: int) -> int:
+        return min(int(steps / (length + rest) + 1e-9), MOST)
+
+    lengths = [length * score_steps for length in LENGTHS if length * score_steps > least]
+    for length in lengths:
+        if affordable(length) >= (FEWEST if length == LENGTHS[-1] * score_steps else ENOUGH):
+            return Plan(affordable(length), length)
+    return Plan(affordable(least), least) if least else Plan(0, 0)
 
 
 def trust(anchors: Sequence[Anchor]) -> float | None:
@@ -102,8 +106,8 @@ def smoothed(problem: Problem, scored: Sequence[Outcome]) -> np.ndarray:
 def contenders(rewards: np.ndarray, params: np.ndarray, count: int) -> list[int]:
     """Indices of about a quarter of the policies, or `count`, that fewest others beat in both reward and parameters.
 
-    Fronts of policies, each one those that none of the rest beats in both, from the highest reward to the most
-    parameters; as many whole ones as it takes.
+    Fronts of policies, as many whole ones as it takes, each from the highest reward to the most parameters: those that
+    none of the rest equals in one and beats or equals in the other.
     """
     left = np.lexsort((-params, -rewards))
     found: list[int] = []
@@ -128,11 +132,12 @@ def spread(
     channels = [group.channels for group in problem.groups]
     places = np.log(np.array([problem.widths(one.widths) for one in scored]) / channels)
     params = np.array([one.costs["params"] for one in scored])
-    top = [i for i in contenders(rewards, params, count) if i not in taken]
     near = np.full(len(scored), np.inf)
     for i in taken:
         near = np.minimum(near, np.square(places - places[i]).sum(axis=1))
-    ends = [max(top, key=lambda i: rewards[i]), max(top, key=lambda i: params[i])] if top else []
+    top = contenders(rewards, params, count)
+    ends = [i for i in (max(top, key=lambda i: rewards[i]), max(top, key=lambda i: params[i])) if i not in taken]
+    top = [i for i in top if i not in taken]
     chosen: list[int] = []
     while len(chosen) < min(count - count // 2, len(top)):
         chosen.append(ends.pop(0) if ends else max(top, key=lambda i: near[i]))
@@ -166,12 +171,17 @@ def _busy(kept: _Kept) -> float:
     return kept.seconds if kept.evaluation_seconds is None else kept.evaluation_seconds
 
 
-class _First(BaseModel):
-    """The policies that were chosen half-way, and the steps of their fine-tune."""
+class _Batch(BaseModel):
+    """Policies that were chosen as anchors together, so that after a break the same ones are.
+
+    trials: different policies that were scored by then. half: in the middle of a search; there may be none.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    trials: int
+    half: bool
+    steps: Annotated[int, Field(ge=0)]
     policies: Annotated[tuple[dict[str, int], ...], Field(strict=False)]
-    steps: Annotated[int, Field(ge=1)]
 
 
 class _File(BaseModel):
@@ -180,7 +190,7 @@ class _File(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     schema_version: Literal[1] = 1
     anchors: tuple[_Kept, ...] = Field(default=(), strict=False)
-    first: _First | None = None
+    batches: tuple[_Batch, ...] = Field(default=(), strict=False)
     shared: tuple[Annotated[tuple[_Kept, ...], Field(strict=False)], ...] = Field(default=(), strict=False)
 
 
@@ -210,9 +220,10 @@ def _rewards(problem: Problem, scored: Sequence[Outcome], accuracies: np.ndarray
 
 
 class Chooser:
-    """Chooses the policy that a search ends with; what was fine-tuned is kept in the run's directory.
+    """Chooses the policy that a search ends with, by anchors, which it has fine-tuned and keeps in the run's directory.
 
     begin: begins a policy's fine-tune, of `at_once` at most. score_steps, rest: what a score takes, see `plan`.
+    anchors, steps: those that the choice was made by, and their length.
     """
 
     def __init__(
@@ -228,63 +239,65 @@ class Chooser:
         self._directory, self._begin, self._at_once = directory, begin, at_once
         self._score_steps, self._rest = score_steps, rest
         found = _read(directory)
-        self._kept, self._shared, self._first = list(found.anchors), found.shared, found.first
+        self._kept, self._shared, self._batches = list(found.anchors), found.shared, list(found.batches)
+        self._failed: list[dict[str, int]] = []
         self.anchors: tuple[Anchor, ...] = ()
-        self.steps, self.shared, self.share = 0, 0, share
+        self.steps = max((batch.steps for batch in self._batches), default=0)
+        self.shared, self.share = 0, share
 
     def pauses(self, trials: int | None) -> bool:
-        """Whether a search of so many trials, of any number where None, affords anchors half-way."""
+        """Whether a search of so many trials, of any number where None, may afford anchors half-way."""
         return self.share > 0 and (trials is None or self._planned(trials).count >= ENOUGH)
 
+    @property
+    def begun(self) -> bool:
+        """Whether anchors were chosen already, now or before a break."""
+        return bool(self._batches)
+
     def learn(self, problem: Problem, study: optuna.Study, trials: int | None, report: Report) -> None:
-        """Half-way through a search: fine-tunes the first half of its anchors, from which the rest of it learns.
+        """Half-way through a search: fine-tunes the first half of its anchors, for `worth`, if it affords enough.
 
         trials: of the whole search, if known. report: called with (anchors done, anchors in all).
         """
         scored = policies(problem, study)
-        if self._first is None:
-            planned = self._planned(trials or 2 * len(scored))
-            if planned.count < ENOUGH or not scored:
-                return
+        if scored and not self.begun:
+            planned = self._planned(min(trials or 2 * len(scored), 2 * len(scored)))
+            planned = Plan(planned.count // 2, planned.steps) if planned.count >= ENOUGH else Plan(0, 0)
             rewards = _rewards(problem, scored, smoothed(problem, scored))
-            chosen = spread(problem, scored, rewards, planned.count // 2)
-            self._first = _First(policies=tuple(dict(scored[i].widths) for i in chosen), steps=planned.steps)
-        self.steps = self._first.steps
-        self._fine_tune([one for one in scored if dict(one.widths) in self._first.policies], report)
-        self.anchors = tuple(self._anchors(problem, scored))
-        log.info("half-way, %d anchors of %d steps; the search goes on by what they say", len(self.anchors), self.steps)
+            self._choose_batch(problem, scored, rewards, planned, len(scored), half=True)
+        for batch in self._batches:
+            if batch.half and batch.policies:
+                self._fine_tune(batch, report)
+                log.info("half-way: %d anchors of %d steps say how the search goes on", len(batch.policies), self.steps)
 
-    def worth(self, problem: Problem, study: optuna.Study, scored: list[Scored]) -> list[Scored]:
-        """Policies of the study with the rewards that the anchors so far let one expect of them."""
-        if not self.anchors:
-            return scored
-        known = outcomes(problem, study)
-        scores = np.array([one.accuracy for one in known])
-        expected = _rewards(problem, known, calibrated(problem, known, scores, self.anchors, self._lessons(problem)))
-        rewards = {problem.widths(one.widths): float(reward) for one, reward in zip(known, expected, strict=True)}
+    def worth(self, problem: Problem, scored: list[Scored]) -> list[Scored]:
+        """Policies that the problem knows, with the rewards that the anchors so far let one expect of them."""
+        known = {one.widths: problem.evaluate(one.widths) for one in scored}
+        expected = self._expected(problem, known, np.array([one.accuracy for one in known.values()]))
+        rewards = dict(zip(known, expected.tolist(), strict=True))
         return [one._replace(reward=rewards[one.widths]) for one in scored]
 
     def choose(self, problem: Problem, study: optuna.Study, found: SearchResult, report: Report) -> SearchResult:
-        """The search's result, with the policy of the best calibrated score as its best.
+        """The search's result, with the contender of the best calibrated score as its best.
 
+        What is no longer within the budget, since a cost was corrected, teaches as well as the rest.
         report: called with (anchors done, anchors in all).
         """
-        scored = policies(problem, study)
-        if not scored or found.best is None:
+        known = {problem.widths(one.widths): one for one in outcomes(problem, study)}
+        within = [i for i, widths in enumerate(known) if problem.budget.met(widths)]
+        if not within or found.best is None:
             return found
-        scores = smoothed(problem, scored)
-        rewards = _rewards(problem, scored, scores)
-        planned = self._planned(len(scored))
-        self.steps = planned.steps
-        first = [i for i, one in enumerate(scored) if self._first and dict(one.widths) in self._first.policies]
-        chosen = [*first, *spread(problem, scored, rewards, planned.count - len(first), first)]
-        self._fine_tune([scored[i] for i in chosen], report)
-        self.anchors = tuple(self._anchors(problem, [scored[i] for i in chosen]))
+        told = list(known.values())
+        scores = smoothed(problem, told)
+        rewards = _rewards(problem, told, scores)[within]
+        scored = [told[i] for i in within]
+        planned = self._planned(len(told))
+        self._fine_tune(self._choose_batch(problem, scored, rewards, planned, len(told)), report)
+        self.anchors = tuple(self._anchors(problem, known))
         self._say()
-        self._note_scores(problem, scored, scores)
-        lessons = self._lessons(problem) if self.anchors else []
-        self.shared = sum(len(one.scores) for one in lessons)
-        expected = _rewards(problem, scored, calibrated(problem, scored, scores, self.anchors, lessons))
+        self._note_scores(known, scores)
+        self.shared = sum(len(one.scores) for one in self._lessons(problem)) if self.anchors else 0
+        expected = self._expected(problem, known, scores)[within]
         among: Sequence[int] = range(len(scored))
         if self.anchors:
             among = contenders(rewards, np.array([one.costs["params"] for one in scored]), planned.count)
@@ -307,52 +320,86 @@ class Chooser:
         }
 
     def _planned(self, trials: int) -> Plan:
-        begun = self._first.steps if self._first else None
-        return plan(trials, self._score_steps, self.share, self._rest, begun)
+        return plan(trials, self._score_steps, self.share, self._rest, self.steps)
 
-    def _fine_tune(self, chosen: Sequence[Outcome], report: Report) -> None:
+    def _choose_batch(
+        self,
+        problem: Problem,
+        scored: Sequence[Outcome],
+        rewards: np.ndarray,
+        planned: Plan,
+        trials: int,
+        half: bool = False,
+    ) -> _Batch:
+        """As many anchors as planned, less those that are there; after a break, the ones that were chosen before it."""
+        self.steps = planned.steps
+        for batch in self._batches:
+            if (batch.trials, batch.half, batch.steps) == (trials, half, planned.steps):
+                return batch
+        own = [kept.widths for kept in self._kept if kept.steps == planned.steps]
+        shared = [kept.widths for run in self._shared for kept in run if kept.steps == planned.steps]
+        widths = [dict(one.widths) for one in scored]
+        count = planned.count - len(own) - sum(each in shared and each not in own for each in widths)
+        taken = [i for i, each in enumerate(widths) if each in own or each in shared or each in self._failed]
+        chosen = tuple(widths[i] for i in spread(problem, scored, rewards, count, taken))
+        batch = _Batch(trials=trials, half=half, steps=planned.steps, policies=chosen)
+        if half or chosen:
+            self._batches.append(batch)
+            self._write()
+        return batch
+
+    def _fine_tune(self, batch: _Batch, report: Report) -> None:
         """Fine-tunes what was not."""
-        left = deque(one for one in chosen if self._known(one) is None)
-        under_way: dict[Future[Score], Outcome] = {}
+        there = [kept.widths for kept in self._every() if kept.steps == batch.steps] + self._failed
+        left = deque(widths for widths in batch.policies if widths not in there)
+        if not left:
+            return
+        under_way: dict[Future[Score], dict[str, int]] = {}
         since = time.perf_counter()
         while left or under_way:
-            report(len(chosen) - len(left) - len(under_way), len(chosen))
+            report(len(batch.policies) - len(left) - len(under_way), len(batch.policies))
             while left and len(under_way) < self._at_once:
-                one = left.popleft()
-                under_way[self._begin(dict(one.widths), self.steps)] = one
+                widths = left.popleft()
+                under_way[self._begin(dict(widths), batch.steps)] = widths
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                widths = under_way.pop(future)
                 try:
-                    self._keep(under_way.pop(future), future.result(), since)
+                    self._keep(widths, batch.steps, future.result(), since)
                 except AmcError:
                     raise
                 except Exception as error:  # as a trial: one that fails is left out
+                    self._failed.append(widths)
                     log.warning("an anchor's fine-tune failed, and is left out: %s: %s", type(error).__name__, error)
                 else:
                     since = time.perf_counter()
+        report(len(batch.policies), len(batch.policies))
 
-    def _anchors(self, problem: Problem, policies: Sequence[Outcome]) -> list[Anchor]:
-        """Those of the policies that were fine-tuned."""
-        return [
-            Anchor(problem.widths(one.widths), one.accuracy, accuracy)
-            for one in policies
-            if (accuracy := self._known(one)) is not None
-        ]
+    def _every(self) -> Iterator[_Kept]:
+        """What was fine-tuned, for this run and those before it in a sweep."""
+        return itertools.chain(self._kept, *self._shared)
 
-    def _known(self, one: Outcome) -> float | None:
-        """What came of a policy's fine-tune, if there was one."""
-        for kept in itertools.chain(self._kept, *self._shared):
-            if kept.widths == dict(one.widths) and kept.steps == self.steps:
-                return kept.accuracy
-        return None
+    def _anchors(self, problem: Problem, known: Mapping[Widths, Outcome]) -> list[Anchor]:
+        """Those of the known policies that were fine-tuned; of two fine-tunes, the run's own counts."""
+        alike = [kept for kept in self._every() if kept.steps == self.steps]
+        tuned = {problem.widths(kept.widths): kept.accuracy for kept in reversed(alike)}
+        return [Anchor(widths, known[widths].accuracy, tuned[widths]) for widths in known if widths in tuned]
 
-    def _keep(self, one: Outcome, score: Score, since: float) -> None:
+    def _expected(self, problem: Problem, known: Mapping[Widths, Outcome], scores: np.ndarray) -> np.ndarray:
+        """`(policies,)` rewards that the anchors let one expect of known policies."""
+        told, anchors = list(known.values()), self._anchors(problem, known)
+        if anchors:
+            params = np.array([one.costs["params"] for one in told])
+            scores = calibrated(list(known), scores, params, anchors, self._lessons(problem))
+        return _rewards(problem, told, scores)
+
+    def _keep(self, widths: Mapping[str, int], steps: int, score: Score, since: float) -> None:
         """Keeps an anchor at once, with the time since the one before."""
         if not math.isfinite(score.accuracy):
             raise Diverged(f"its accuracy is {score.accuracy}")
         self._kept.append(
             _Kept(
-                widths=dict(one.widths),
-                steps=self.steps,
+                widths=dict(widths),
+                steps=steps,
                 accuracy=score.accuracy,
                 seconds=time.perf_counter() - since,
                 evaluation_seconds=score.seconds,
@@ -360,16 +407,13 @@ class Chooser:
         )
         self._write()
 
-    def _note_scores(self, problem: Problem, scored: Sequence[Outcome], scores: np.ndarray) -> None:
+    def _note_scores(self, known: Mapping[Widths, Outcome], scores: np.ndarray) -> None:
         """Keeps what the anchors' policies scored, for the runs after this one in a sweep."""
         chosen = {anchor.widths for anchor in self.anchors}
-        known = [
-            (one.widths, float(score))
-            for one, score in zip(scored, scores, strict=True)
-            if problem.widths(one.widths) in chosen
-        ]
+        pairs = zip(known.items(), scores.tolist(), strict=True)
+        noted = [(dict(one.widths), score) for (widths, one), score in pairs if widths in chosen]
         for i, kept in enumerate(self._kept):
-            score = next((s for widths, s in known if widths == kept.widths and kept.steps == self.steps), None)
+            score = next((score for widths, score in noted if (widths, self.steps) == (kept.widths, kept.steps)), None)
             self._kept[i] = kept.model_copy(update={"score": score})
         if self._kept:
             self._write()
@@ -387,7 +431,7 @@ class Chooser:
         return found
 
     def _write(self) -> None:
-        kept = _File(anchors=tuple(self._kept), first=self._first, shared=self._shared)
+        kept = _File(anchors=tuple(self._kept), batches=tuple(self._batches), shared=self._shared)
         self._directory.write_json(ANCHORS, kept.model_dump())
 
     def _say(self) -> None:

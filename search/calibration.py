@@ -1,7 +1,6 @@
 """What anchors teach: accuracy after a longer fine-tune, regressed on the score and on the parameters that are kept.
 
-Capacity is worth something after a long fine-tune on some networks and nothing on others, so its weight starts low and
-follows the anchors.
+Capacity is worth much after a long fine-tune on some networks and nothing on others, so its weight follows the anchors.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amc.problem import Outcome, Problem
 from search.strategies.moves import Widths
 
 PRIOR, SLACK = (1.0, 0.41), (0.5, 0.5)
@@ -45,23 +43,21 @@ class Lessons:
 
 
 def calibrated(
-    problem: Problem,
-    scored: Sequence[Outcome],
+    policies: Sequence[Widths],
     scores: np.ndarray,
+    params: np.ndarray,
     anchors: Sequence[Anchor],
     shared: Sequence[Lessons] = (),
 ) -> np.ndarray:
     """`(policies,)` expected accuracies after the anchors' fine-tune: Bayesian linear regression on the anchors.
 
-    Its prior is the score itself. Without anchors it stays that. shared: the anchors of other searches for the same
-    network; each search has an intercept of its own.
+    scores, params: `(policies,)`, smoothed or not. anchors: some of the policies, at least one. shared: the anchors of
+    other searches for the same network; each search has an intercept of its own.
     """
-    if not anchors:
-        return scores
-    params = np.log([one.costs["params"] for one in scored])
+    params = np.log(params)
     unit, span = (max(float(x.std()), 1e-9) for x in (scores, params))
     features = np.stack([(scores - scores.mean()) / unit, (params - params.mean()) / span], axis=1)
-    place = {problem.widths(one.widths): i for i, one in enumerate(scored)}
+    place = {widths: i for i, widths in enumerate(policies)}
     seen = features[[place[anchor.widths] for anchor in anchors]]
     accuracies = np.array([anchor.accuracy for anchor in anchors]) / unit
     x, residual = seen - seen.mean(axis=0), accuracies - accuracies.mean()
@@ -69,10 +65,10 @@ def calibrated(
     every_x = np.concatenate([x, *(other_x for other_x, _ in others)])
     every_residual = np.concatenate([residual, *(other for _, other in others)]) - every_x @ PRIOR
     _, weights = max((_posterior(every_x, every_residual, noise) for noise in NOISES), key=lambda found: found[0])
-    worth = PRIOR + weights
-    worth[0] = max(worth[0], 0.0)  # where anchors contradict the score, it says nothing, never the opposite
-    expected = (features - seen.mean(axis=0)) @ worth
-    for anchor, left in zip(anchors, residual - x @ worth, strict=True):
+    weights = PRIOR + weights
+    weights[0] = max(weights[0], 0.0)  # where anchors contradict the score, it says nothing, never the opposite
+    expected = (features - seen.mean(axis=0)) @ weights
+    for anchor, left in zip(anchors, residual - x @ weights, strict=True):
         expected[place[anchor.widths]] += OWN * left
     return np.asarray(unit * (accuracies.mean() + expected))
 

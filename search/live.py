@@ -185,9 +185,15 @@ class SearchView:
 
 @contextmanager
 def watching(
-    setup: Setup, study: optuna.Study, display: Display, trials: int | None, time_limit: float | None
+    setup: Setup,
+    study: optuna.Study,
+    display: Display,
+    *,
+    trials: int | None,
+    time_limit: float | None,
+    passing: bool = False,
 ) -> Iterator[SearchView]:
-    """The view of a search for as long as the body runs; on a terminal its last state stays.
+    """The view of a search for as long as the body runs; on a terminal its last state stays, unless it is `passing`.
 
     study: trials that it holds already are in the view.
     """
@@ -204,8 +210,9 @@ def watching(
     patiently(lambda: view.know(study)) if setup.settings.storage else view.know(study)
     setup.evaluator.watch = view.step
     try:
-        with Live(get_renderable=view.__rich__, console=display.messages) if display.moving else nullcontext() as drawn:
-            if drawn:
+        drawn = Live(get_renderable=view.__rich__, console=display.messages, transient=passing)
+        with drawn if display.moving else nullcontext():
+            if display.moving:
                 drawn.refresh()  # at once; the next time is a quarter of a second away
             yield view
     finally:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -57,10 +59,8 @@ def search_to_budget(
     warm_start(study, setup.problem, settings.warm_start, leases)
     chooser = _chooser(directory, setup)
 
-    def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
-        study.sampler = chosen = sampler(setup)
-        ends = time_limit and time_limit * (1 - chooser.share)
-        with watching(setup, study, display, trials, ends) as view:
+    def go_on(setup: Setup, trials: int | None, time_limit: float | None, shown: Mapping[str, Any]) -> SearchResult:
+        with watching(setup, study, display, **shown) as view:
 
             def on_trial(progress: Progress) -> None:
                 best, latest = progress.best, progress.latest
@@ -71,20 +71,28 @@ def search_to_budget(
                 if scalars:
                     scalars.catch_up(study)
 
-            go_on = partial(
-                search,
+            return search(
                 front or setup.problem,
                 study,
+                trials=trials,
+                time_limit=time_limit,
                 seed=settings.seed,
                 on_trial=on_trial,
                 executor=setup.executor,
                 leases=leases,
             )
-            if isinstance(chosen, MovingSampler) and chooser.pauses(trials):
-                go_on(trials=trials and trials // 2, time_limit=ends and ends / 2)
-                chooser.learn(setup.problem, study, trials, partial(view.step, CHECKING))
-                chosen.worth = partial(chooser.worth, setup.problem, study)
-            found = go_on(trials=trials, time_limit=ends)
+
+    def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
+        study.sampler = chosen = sampler(setup)
+        ends = time_limit and time_limit * (1 - chooser.share)
+        shown = {"trials": trials, "time_limit": ends}
+        if isinstance(chosen, MovingSampler) and chooser.pauses(trials):
+            if not chooser.begun:
+                go_on(setup, trials and trials // 2, ends and ends / 2, {**shown, "passing": True})
+            with display.bar(CHECKING) as report:
+                chooser.learn(setup.problem, study, trials, report)
+            chosen.worth = partial(chooser.worth, setup.problem)
+        found = go_on(setup, trials, ends, shown)
         if front:
             return with_front(found, study, front, setup.problem)
         with display.bar(CHECKING) as report:

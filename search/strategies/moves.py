@@ -37,7 +37,7 @@ class MovingSampler(WidthSampler):
     """A sampler that starts from the uniform and the tilted policies and goes on from what was scored.
 
     A subclass says how, in `follow`. Nothing is kept but what the study's trials imply.
-    worth: what was scored, with the rewards that it is taken for, once more is known than the score.
+    worth: gives what was scored the rewards that later knowledge expects of it; as scored, unless set.
     """
 
     worth: Callable[[list[Scored]], list[Scored]] = staticmethod(lambda scored: scored)
