@@ -21,7 +21,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -36,21 +36,21 @@ from amc.errors import AmcError, RunError
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
 from search.calibration import Anchor, Lessons, calibrated
+from search.contenders import FEWEST, contenders, policies, smoothed, spread
+from search.display import Report
 from search.executor import Score
 from search.numbers import WEAK
 from search.run_directory import ANCHORS, RunDirectory
 from search.strategies.moves import Scored, Widths
-from search.strategies.surrogate import Surrogate
 from search.study import SearchResult, outcomes
 
 log = logging.getLogger("amc")
 
-FEWEST, ENOUGH, MOST = 5, 10, 12
+ENOUGH, MOST = 10, 12
 LENGTHS = (32, 16, 8, 4)
 """Of an anchor's fine-tune, in lengths of the score's: the longest that affords enough anchors, or the shortest."""
 Begin = Callable[[dict[str, int], int], Future[Score]]
 """Begins a fine-tune: widths by group name, steps -> the accuracy that is to come."""
-Report = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -85,70 +85,6 @@ def trust(anchors: Sequence[Anchor]) -> float | None:
     if len(anchors) < 4 or len(set(scores)) < 2 or len(set(accuracies)) < 2:
         return None
     return float(spearmanr(scores, accuracies)[0])
-
-
-# ---- which policies
-
-
-def policies(problem: Problem, study: optuna.Study) -> list[Outcome]:
-    """The different policies of a study that were scored and are within the budget, in the order of their trials."""
-    return [one for one in outcomes(problem, study) if problem.budget.met(problem.widths(one.widths))]
-
-
-def smoothed(problem: Problem, scored: Sequence[Outcome]) -> np.ndarray:
-    """`(policies,)` scores without their noise, as far as a Gaussian process over all of them can tell it."""
-    seen = [Scored(i, problem.widths(one.widths), one.accuracy) for i, one in enumerate(scored)]
-    if len(seen) < FEWEST:
-        return np.array([one.reward for one in seen])
-    return Surrogate(problem, seen).predict([one.widths for one in seen])[0]
-
-
-def contenders(rewards: np.ndarray, params: np.ndarray, count: int) -> list[int]:
-    """Indices of about a quarter of the policies, or `count`, that fewest others beat in both reward and parameters.
-
-    Fronts of policies, as many whole ones as it takes, each from the highest reward to the most parameters: those that
-    none of the rest equals in one and beats or equals in the other.
-    """
-    left = np.lexsort((-params, -rewards))
-    found: list[int] = []
-    while len(left) and len(found) < max(len(rewards) // 4, count, 1):
-        most = np.maximum.accumulate(params[left])
-        front = np.concatenate([[True], params[left][1:] > most[:-1]])
-        found += left[front].tolist()
-        left = left[~front]
-    return found
-
-
-def spread(
-    problem: Problem, scored: Sequence[Outcome], rewards: np.ndarray, count: int, taken: Sequence[int] = ()
-) -> list[int]:
-    """Indices of up to `count` further anchors: half of them contenders, where the choice is made, the rest all over.
-
-    The contenders are the best, the one that keeps most parameters, and whoever is farthest from those taken so far, in
-    logarithms of the keep ratios.
-    """
-    if count <= 0:
-        return []
-    channels = [group.channels for group in problem.groups]
-    places = np.log(np.array([problem.widths(one.widths) for one in scored]) / channels)
-    params = np.array([one.costs["params"] for one in scored])
-    near = np.full(len(scored), np.inf)
-    for i in taken:
-        near = np.minimum(near, np.square(places - places[i]).sum(axis=1))
-    top = contenders(rewards, params, count)
-    ends = [i for i in (max(top, key=lambda i: rewards[i]), max(top, key=lambda i: params[i])) if i not in taken]
-    top = [i for i in top if i not in taken]
-    chosen: list[int] = []
-    while len(chosen) < min(count - count // 2, len(top)):
-        chosen.append(ends.pop(0) if ends else max(top, key=lambda i: near[i]))
-        near = np.minimum(near, np.square(places - places[chosen[-1]]).sum(axis=1))
-        ends = [i for i in ends if i not in chosen]
-    rest = [int(i) for i in np.argsort(-rewards, kind="stable") if i not in chosen and i not in taken]
-    wanted = np.linspace(0, len(rest) - 1, count - len(chosen) + 1)[1:] * 0.75  # the worst are no news
-    return list(dict.fromkeys([*chosen, *(rest[int(place)] for place in wanted if rest)]))
-
-
-# ---- in a run
 
 
 class _Kept(BaseModel):
@@ -295,7 +231,7 @@ class Chooser:
         self._fine_tune(self._choose_batch(problem, scored, rewards, planned, len(told)), report)
         self.anchors = tuple(self._anchors(problem, known))
         self._say()
-        self._note_scores(known, scores)
+        self._note_scores(problem, known, scores)
         self.shared = sum(len(one.scores) for one in self._lessons(problem)) if self.anchors else 0
         expected = self._expected(problem, known, scores)[within]
         among: Sequence[int] = range(len(scored))
@@ -336,13 +272,14 @@ class Chooser:
         for batch in self._batches:
             if (batch.trials, batch.half, batch.steps) == (trials, half, planned.steps):
                 return batch
-        own = [kept.widths for kept in self._kept if kept.steps == planned.steps]
-        shared = [kept.widths for run in self._shared for kept in run if kept.steps == planned.steps]
         widths = [dict(one.widths) for one in scored]
-        count = planned.count - len(own) - sum(each in shared and each not in own for each in widths)
-        taken = [i for i, each in enumerate(widths) if each in own or each in shared or each in self._failed]
-        chosen = tuple(widths[i] for i in spread(problem, scored, rewards, count, taken))
-        batch = _Batch(trials=trials, half=half, steps=planned.steps, policies=chosen)
+        tuned = [kept.widths for kept in self._tuned(planned.steps)]
+        there = [i for i, each in enumerate(widths) if each in tuned]
+        beyond = sum(kept.steps == planned.steps and kept.widths not in widths for kept in self._kept)
+        failed = [i for i, each in enumerate(widths) if each in self._failed]
+        chosen = spread(problem, scored, rewards, planned.count - len(there) - beyond, [*there, *failed])
+        named = tuple(widths[i] for i in chosen)
+        batch = _Batch(trials=trials, half=half, steps=planned.steps, policies=named)
         if half or chosen:
             self._batches.append(batch)
             self._write()
@@ -350,8 +287,8 @@ class Chooser:
 
     def _fine_tune(self, batch: _Batch, report: Report) -> None:
         """Fine-tunes what was not."""
-        there = [kept.widths for kept in self._every() if kept.steps == batch.steps] + self._failed
-        left = deque(widths for widths in batch.policies if widths not in there)
+        done = [kept.widths for kept in self._tuned(batch.steps)] + self._failed
+        left = deque(widths for widths in batch.policies if widths not in done)
         if not left:
             return
         under_way: dict[Future[Score], dict[str, int]] = {}
@@ -374,14 +311,13 @@ class Chooser:
                     since = time.perf_counter()
         report(len(batch.policies), len(batch.policies))
 
-    def _every(self) -> Iterator[_Kept]:
-        """What was fine-tuned, for this run and those before it in a sweep."""
-        return itertools.chain(self._kept, *self._shared)
+    def _tuned(self, steps: int) -> list[_Kept]:
+        """What was fine-tuned for so many steps, for this run and those before it in a sweep, its own first."""
+        return [kept for kept in itertools.chain(self._kept, *self._shared) if kept.steps == steps]
 
     def _anchors(self, problem: Problem, known: Mapping[Widths, Outcome]) -> list[Anchor]:
         """Those of the known policies that were fine-tuned; of two fine-tunes, the run's own counts."""
-        alike = [kept for kept in self._every() if kept.steps == self.steps]
-        tuned = {problem.widths(kept.widths): kept.accuracy for kept in reversed(alike)}
+        tuned = {problem.widths(kept.widths): kept.accuracy for kept in reversed(self._tuned(self.steps))}
         return [Anchor(widths, known[widths].accuracy, tuned[widths]) for widths in known if widths in tuned]
 
     def _expected(self, problem: Problem, known: Mapping[Widths, Outcome], scores: np.ndarray) -> np.ndarray:
@@ -407,13 +343,11 @@ class Chooser:
         )
         self._write()
 
-    def _note_scores(self, known: Mapping[Widths, Outcome], scores: np.ndarray) -> None:
+    def _note_scores(self, problem: Problem, known: Mapping[Widths, Outcome], scores: np.ndarray) -> None:
         """Keeps what the anchors' policies scored, for the runs after this one in a sweep."""
-        chosen = {anchor.widths for anchor in self.anchors}
-        pairs = zip(known.items(), scores.tolist(), strict=True)
-        noted = [(dict(one.widths), score) for (widths, one), score in pairs if widths in chosen]
+        noted = dict(zip(known, scores.tolist(), strict=True))
         for i, kept in enumerate(self._kept):
-            score = next((score for widths, score in noted if (widths, self.steps) == (kept.widths, kept.steps)), None)
+            score = noted.get(problem.widths(kept.widths)) if kept.steps == self.steps else None
             self._kept[i] = kept.model_copy(update={"score": score})
         if self._kept:
             self._write()

@@ -188,9 +188,9 @@ def watching(
     setup: Setup,
     study: optuna.Study,
     display: Display,
-    *,
     trials: int | None,
     time_limit: float | None,
+    *,
     passing: bool = False,
 ) -> Iterator[SearchView]:
     """The view of a search for as long as the body runs; on a terminal its last state stays, unless it is `passing`.
@@ -210,10 +210,7 @@ def watching(
     patiently(lambda: view.know(study)) if setup.settings.storage else view.know(study)
     setup.evaluator.watch = view.step
     try:
-        drawn = Live(get_renderable=view.__rich__, console=display.messages, transient=passing)
-        with drawn if display.moving else nullcontext():
-            if display.moving:
-                drawn.refresh()  # at once; the next time is a quarter of a second away
+        with Live(view, console=display.messages, transient=passing) if display.moving else nullcontext():
             yield view
     finally:
         setup.evaluator.watch = lambda rung, done, total: None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -59,8 +57,8 @@ def search_to_budget(
     warm_start(study, setup.problem, settings.warm_start, leases)
     chooser = _chooser(directory, setup)
 
-    def go_on(setup: Setup, trials: int | None, time_limit: float | None, shown: Mapping[str, Any]) -> SearchResult:
-        with watching(setup, study, display, **shown) as view:
+    def go_on(setup: Setup, trials: int | None, time_limit: float | None, *, half: bool = False) -> SearchResult:
+        with watching(setup, study, display, trials, time_limit, passing=half) as view:
 
             def on_trial(progress: Progress) -> None:
                 best, latest = progress.best, progress.latest
@@ -74,8 +72,8 @@ def search_to_budget(
             return search(
                 front or setup.problem,
                 study,
-                trials=trials,
-                time_limit=time_limit,
+                trials=trials // 2 if trials and half else trials,
+                time_limit=time_limit / 2 if time_limit and half else time_limit,
                 seed=settings.seed,
                 on_trial=on_trial,
                 executor=setup.executor,
@@ -85,14 +83,13 @@ def search_to_budget(
     def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
         study.sampler = chosen = sampler(setup)
         ends = time_limit and time_limit * (1 - chooser.share)
-        shown = {"trials": trials, "time_limit": ends}
         if isinstance(chosen, MovingSampler) and chooser.pauses(trials):
             if not chooser.begun:
-                go_on(setup, trials and trials // 2, ends and ends / 2, {**shown, "passing": True})
+                go_on(setup, trials, ends, half=True)
             with display.bar(CHECKING) as report:
                 chooser.learn(setup.problem, study, trials, report)
             chosen.worth = partial(chooser.worth, setup.problem)
-        found = go_on(setup, trials, ends, shown)
+        found = go_on(setup, trials, ends)
         if front:
             return with_front(found, study, front, setup.problem)
         with display.bar(CHECKING) as report:

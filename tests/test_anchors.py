@@ -22,8 +22,9 @@ from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
 from search import anchors as anchors_module
 from search import rounds
-from search.anchors import Begin, Chooser, Plan, contenders, hand_on, plan, policies, spread, trust
+from search.anchors import Begin, Chooser, Plan, hand_on, plan, trust
 from search.calibration import Anchor, Lessons, calibrated
+from search.contenders import contenders, policies, spread
 from search.executor import Score, done
 from search.job import run
 from search.run_directory import RunDirectory
@@ -33,6 +34,10 @@ from search.study import SearchResult, open_study, search
 from tests.synthetic import staged
 
 TINY = Path(__file__).parent.parent / "benchmarks" / "faults" / "tiny.py"
+
+
+def unseen(done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 def searched(problem: Problem, trials: int = 80, strategy: str = "random") -> tuple[optuna.Study, SearchResult]:
@@ -122,7 +127,7 @@ def test_the_choice_is_one_of_the_contenders(tmp_path: Path, monkeypatch: pytest
     scored = policies(problem, study)
     monkeypatch.setattr(anchors_module, "contenders", lambda rewards, params, count: [17])
     chooser = Chooser(RunDirectory(tmp_path), later(lambda widths, steps: 0.5), score_steps=30, share=0.2)
-    assert chooser.choose(problem, study, found, lambda done, total: None).best == scored[17]
+    assert chooser.choose(problem, study, found, unseen).best == scored[17]
     assert chooser.anchors
 
 
@@ -139,7 +144,7 @@ def test_a_search_learns_half_way_what_capacity_is_worth(tmp_path: Path) -> None
         assert isinstance(sampler, MovingSampler)
         study = open_study(None, "test", sampler)
         search(problem, study, trials=40)
-        chooser.learn(problem, study, 80, lambda done, total: None)
+        chooser.learn(problem, study, 80, unseen)
         sampler.worth = partial(chooser.worth, problem)
         search(problem, study, trials=80)
         return float(np.mean([one.costs["params"] for one in policies(problem, study)[50:]]))
@@ -220,16 +225,16 @@ def test_half_way_is_for_searches_that_afford_it(tmp_path: Path) -> None:
     assert [chooser(0.2).pauses(trials) for trials in (100, 159, 160, None)] == [False, False, True, True]
     assert not chooser(0.0).pauses(None)
     problem, study, found = sized()
-    chooser(0.05).learn(problem, study, None, lambda done, total: None)
+    chooser(0.05).learn(problem, study, None, unseen)
     assert not kept()
-    chooser(0.2).learn(problem, study, None, lambda done, total: None)
+    chooser(0.2).learn(problem, study, None, unseen)
     assert not kept(), "a run that had none half-way has none when it is resumed"
     (tmp_path / "anchors.json").unlink()
-    chooser(0.2).learn(problem, study, 1000, lambda done, total: None)
+    chooser(0.2).learn(problem, study, 1000, unseen)
     assert len(kept()) == 5, "80 trials were half of it, whatever was asked for"
     assert chooser(0.2).begun
     ended = chooser(0.4)
-    ended.choose(problem, study, found, lambda done, total: None)
+    ended.choose(problem, study, found, unseen)
     assert len(ended.anchors) == len(kept()) == 12, "with those of half-way"
 
 
@@ -257,14 +262,14 @@ def test_what_anchors_taught_holds_under_a_corrected_budget(tmp_path: Path) -> N
     problem, study, found = sized()
     truth = later(lambda widths, steps: problem.evaluate(widths).accuracy)
     chooser = Chooser(RunDirectory(tmp_path), truth, score_steps=30, share=0.4)
-    chooser.choose(problem, study, found, lambda done, total: None)
+    chooser.choose(problem, study, found, unseen)
     limits = [replace(limit, margin=0.004) for limit in problem.budget.limits]
     corrected = problem.under(Budget(problem.groups, limits), problem.costs)
     scored = [Scored(i, problem.widths(one.widths), one.reward) for i, one in enumerate(policies(problem, study))]
     assert 0 < len(policies(corrected, study)) < len(scored) / 2
     assert chooser.worth(corrected, scored) != scored
     before = len(chooser.anchors)
-    again = chooser.choose(corrected, study, found, lambda done, total: None)
+    again = chooser.choose(corrected, study, found, unseen)
     assert len(chooser.anchors) == before, "none is paid for twice"
     assert again.best is not None
     assert corrected.budget.met(corrected.widths(again.best.widths))
@@ -345,7 +350,7 @@ def test_a_run_of_a_sweep_learns_from_those_before_it_at_no_time(tmp_path: Path)
 
     def chosen(name: str, score_steps: int = 30) -> Chooser:
         chooser = Chooser(RunDirectory(tmp_path / name), later(train), score_steps=score_steps, share=0.2)
-        seconds = chooser.choose(problem, study, found, lambda done, total: None).seconds
+        seconds = chooser.choose(problem, study, found, unseen).seconds
         assert (seconds > found.seconds) == bool(trained)
         return chooser
 
@@ -382,7 +387,7 @@ def test_the_choice_follows_the_anchors_and_trains_none_twice(tmp_path: Path) ->
 
     for _ in range(2):
         chooser = Chooser(RunDirectory(tmp_path), later(train), score_steps=30, share=0.2)
-        chosen = chooser.choose(problem, study, found, lambda done, total: None)
+        chosen = chooser.choose(problem, study, found, unseen)
     assert len(trained) == 5
     assert chosen.best is not None
     assert found.best is not None
@@ -405,7 +410,7 @@ def test_what_is_done_is_kept_while_others_are_under_way(tmp_path: Path) -> None
 
     chooser = Chooser(RunDirectory(tmp_path), begin, score_steps=30, share=0.2, at_once=2)
     with pytest.raises(KeyboardInterrupt):
-        chooser.choose(problem, study, found, lambda done, total: None)
+        chooser.choose(problem, study, found, unseen)
     [kept] = json.loads((tmp_path / "anchors.json").read_text())["anchors"]
     assert kept["accuracy"] == 0.5
     assert not begun[0].done()
@@ -419,7 +424,7 @@ def test_noise_is_smoothed_out_of_the_choice(tmp_path: Path) -> None:
         true, _ = staged(2, seed=seed)
         study, found = searched(noisy, 60, "evolution")
         chooser = Chooser(RunDirectory(tmp_path), later(lambda widths, steps: 0.0), score_steps=0, share=0.0)
-        chosen = chooser.choose(noisy, study, found, lambda done, total: None)
+        chosen = chooser.choose(noisy, study, found, unseen)
         assert chosen.best
         assert found.best
         gains.append(true.evaluate(chosen.best.widths).accuracy - true.evaluate(found.best.widths).accuracy)
@@ -438,7 +443,7 @@ def test_an_anchor_that_fails_is_left_out(tmp_path: Path, problem_of_it: Excepti
         return problem.evaluate(widths).accuracy
 
     chooser = Chooser(RunDirectory(tmp_path), later(train), score_steps=30, share=0.2)
-    chosen = chooser.choose(problem, study, found, lambda done, total: None)
+    chosen = chooser.choose(problem, study, found, unseen)
     assert isinstance(chosen.best, Outcome)
     assert chooser.proxy()["samples"] == 4
 
@@ -447,6 +452,6 @@ def test_a_file_that_no_run_wrote_is_made_again(tmp_path: Path, caplog: pytest.L
     (tmp_path / "anchors.json").write_text('{"schema_version": 1, "anchors": [{"steps": 3}]}')
     problem, study, found = sized()
     chooser = Chooser(RunDirectory(tmp_path), later(lambda widths, steps: 0.5), score_steps=30, share=0.2)
-    chooser.choose(problem, study, found, lambda done, total: None)
+    chooser.choose(problem, study, found, unseen)
     assert "anchors.json is invalid" in caplog.text
     assert chooser.proxy()["spearman"] is None

@@ -100,7 +100,7 @@ def test_a_terminal_shows_the_best_trials_as_they_come_and_a_summary_that_fits(o
     text = "\n".join(lines)
     assert max(map(len, lines)) <= WIDTH
     assert text.count("searching with random") == 1, "drawn again in one place"
-    assert "quick fine-tune" not in text
+    assert "quick fine-tune" not in text, "nothing of a trial that ended stays"
     top = lines.index(next(line for line in lines if line.startswith("best trials")))
     assert "best trials accuracy flops, of dense params, of dense keep ratio, input" in " ".join(lines[top].split())
     rows = [line.split() for line in lines[top + 1 : top + 6]]
