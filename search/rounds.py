@@ -10,6 +10,7 @@ import optuna
 from optuna.samplers import BaseSampler
 
 from amc.errors import UsageError
+from amc.problem import Problem
 from amc.weights import weights_sha256
 from search.anchors import Chooser
 from search.compose import Setup
@@ -40,71 +41,87 @@ def search_to_budget(
 
     Returns the setup of the last round, with its corrected costs, what was found, and what the score is worth.
     """
-    settings, planned = setup.settings, setup.problem
-    front = front_problem(settings, planned)
-
-    def sampler(setup: Setup) -> BaseSampler:
-        if front:
-            return FrontSampler(front, settings.strategy, trials=settings.planned_trials(), seed=settings.seed)
-        made = make_sampler(settings.strategy, setup.problem, trials=settings.planned_trials(), seed=settings.seed)
-        if setup.problem is not planned and isinstance(made, MovingSampler):  # a further round
-            made.start_from(setup.problem.widths(one.widths) for one in ranked(setup.problem, study)[:FINALISTS])
-        return made
-
-    study, leases = _open_study(directory, setup, sampler(setup))
-    if front:
-        begin(study, front)
-    warm_start(study, setup.problem, settings.warm_start, leases)
-    chooser = _chooser(directory, setup)
-
-    def go_on(setup: Setup, trials: int | None, time_limit: float | None, *, half: bool = False) -> SearchResult:
-        with watching(setup, study, display, trials, time_limit, passing=half) as view:
-
-            def on_trial(progress: Progress) -> None:
-                best, latest = progress.best, progress.latest
-                done = progress.trials + progress.failed
-                reward = f"reward {latest.reward:.4f}" if latest else "failed"
-                log.info("trial %d: %s, best %s", done, reward, f"{best.reward:.4f}" if best else "none")
-                view.trial(progress)
-                if scalars:
-                    scalars.catch_up(study)
-
-            return search(
-                front or setup.problem,
-                study,
-                trials=trials // 2 if trials and half else trials,
-                time_limit=time_limit / 2 if time_limit and half else time_limit,
-                seed=settings.seed,
-                on_trial=on_trial,
-                executor=setup.executor,
-                leases=leases,
-            )
-
-    def search_round(setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
-        study.sampler = chosen = sampler(setup)
-        ends = time_limit and time_limit * (1 - chooser.share)
-        if isinstance(chosen, MovingSampler) and chooser.pauses(trials):
-            if not chooser.begun:
-                go_on(setup, trials, ends, half=True)
-            with display.bar(CHECKING) as report:
-                chooser.learn(setup.problem, study, trials, report)
-            chosen.worth = partial(chooser.worth, setup.problem)
-        found = go_on(setup, trials, ends)
-        if front:
-            return with_front(found, study, front, setup.problem)
-        with display.bar(CHECKING) as report:
-            return chooser.choose(setup.problem, study, found, report)
-
-    recording = Scalars(directory / SCALARS, setup.problem) if settings.tensorboard else nullcontext()
-    with released(study), recording as scalars:
-        if scalars:
-            scalars.catch_up(study)
-        setup, found = settle(setup, study, search_round)
-        if leases:
-            copy_study(study, directory / STUDY)
+    rounds = _Rounds(directory, setup, display)
+    recording = Scalars(directory / SCALARS, setup.problem) if setup.settings.tensorboard else nullcontext()
+    with released(rounds.study), recording as rounds.scalars:
+        if rounds.scalars:
+            rounds.scalars.catch_up(rounds.study)
+        setup, found = settle(setup, rounds.study, rounds.search)
+        if rounds.leases:
+            copy_study(rounds.study, directory / STUDY)
     if setup.bench is not None:
         setup.bench.table.save(directory / TABLE)
-    return setup, found, chooser.proxy()
+    return setup, found, rounds.chooser.proxy()
+
+
+class _Rounds:
+    """What the rounds of a search have in common: one study, and who chooses the policy that a round ends with."""
+
+    def __init__(self, directory: RunDirectory, setup: Setup, display: Display) -> None:
+        self._settings, self._display = setup.settings, display
+        self._planned = setup.problem
+        self._front = front_problem(setup.settings, setup.problem)
+        self.study, self.leases = _open_study(directory, setup, self._sampler(setup.problem))
+        if self._front:
+            begin(self.study, self._front)
+        warm_start(self.study, setup.problem, setup.settings.warm_start, self.leases)
+        self.chooser = _chooser(directory, setup)
+        self.scalars: Scalars | None = None
+
+    def search(self, setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
+        """One round, under the costs as they are known by now: trials, and anchors that say which of them is best."""
+        self.study.sampler = sampler = self._sampler(setup.problem)
+        ends = time_limit and time_limit * (1 - self.chooser.share)
+        if isinstance(sampler, MovingSampler) and self.chooser.pauses(trials):
+            if not self.chooser.begun:
+                self._trials(setup, trials, ends, half=True)
+            with self._display.bar(CHECKING) as report:
+                self.chooser.learn(setup.problem, self.study, trials, report)
+            sampler.worth = partial(self.chooser.worth, setup.problem)
+        found = self._trials(setup, trials, ends)
+        if self._front:
+            return with_front(found, self.study, self._front, setup.problem)
+        with self._display.bar(CHECKING) as report:
+            return self.chooser.choose(setup.problem, self.study, found, report)
+
+    def _sampler(self, problem: Problem) -> BaseSampler:
+        name, trials, seed = self._settings.strategy, self._settings.planned_trials(), self._settings.seed
+        if self._front:
+            return FrontSampler(self._front, name, trials=trials, seed=seed)
+        made = make_sampler(name, problem, trials=trials, seed=seed)
+        if problem is not self._planned and isinstance(made, MovingSampler):  # a further round
+            made.start_from(problem.widths(one.widths) for one in ranked(problem, self.study)[:FINALISTS])
+        return made
+
+    def _trials(
+        self, setup: Setup, trials: int | None, time_limit: float | None, *, half: bool = False
+    ) -> SearchResult:
+        """Goes on until there are so many trials, or half as many."""
+        with watching(setup, self.study, self._display, trials, time_limit, passing=half) as view:
+
+            def on_trial(progress: Progress) -> None:
+                self._tell(progress)
+                view.trial(progress)
+
+            return search(
+                self._front or setup.problem,
+                self.study,
+                trials=trials // 2 if trials and half else trials,
+                time_limit=time_limit / 2 if time_limit and half else time_limit,
+                seed=self._settings.seed,
+                on_trial=on_trial,
+                executor=setup.executor,
+                leases=self.leases,
+            )
+
+    def _tell(self, progress: Progress) -> None:
+        """The log and TensorBoard of a trial."""
+        best, latest = progress.best, progress.latest
+        reward = f"reward {latest.reward:.4f}" if latest else "failed"
+        known = f"{best.reward:.4f}" if best else "none"
+        log.info("trial %d: %s, best %s", progress.trials + progress.failed, reward, known)
+        if self.scalars:
+            self.scalars.catch_up(self.study)
 
 
 def _chooser(directory: RunDirectory, setup: Setup) -> Chooser:
