@@ -12,10 +12,10 @@ trains every policy of that file for every seed that it lacks, so both can be st
 `docs/benchmarks.md`.
 
 Only channels inside blocks are pruned, as all peers do; with `--whole`, also those of the residual stream, and the
-policy is called `NAME-whole`. Fine-tuning starts from the plain slice (channels by L1), or with `--refitted` from the
-least-squares weights of `--reconstruct`, kept as of `NAME-refitted`: two epochs of SGD with Nesterov momentum 0.9 and
-weight decay 1e-4, one-cycle rate peaking at 0.02 after a tenth, batches of 128, one random crop a batch (padding 4) and
-a flip an image. Accuracy is on the test split.
+policy is called `NAME-whole`. A plain network has no such stream, and all its channels may go. Fine-tuning starts from
+the plain slice (channels by L1), or with `--refitted` from the least-squares weights of `--reconstruct`, kept as of
+`NAME-refitted`: two epochs of SGD with Nesterov momentum 0.9 and weight decay 1e-4, one-cycle rate peaking at 0.02
+after a tenth, batches of 128, one random crop a batch (padding 4) and a flip an image. Accuracy is on the test split.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from search.strategies import STRATEGIES
 from search.strategies.uniform import uniform_policy
 
 RESULTS = Path(__file__).parent / "results"
-INNER = ("*.conv1:out",)
+INNER, PLAIN = ("*.conv1:out",), ("plain20",)
 BUDGET = "flops=0.5"
 EPOCHS, BATCH, RATE, RISE = 2, 128, 0.02, 0.1
 
@@ -62,7 +62,7 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "budget": BUDGET,
-        "only": () if args.whole else INNER,
+        "only": () if args.whole or args.model in PLAIN else INNER,
         "reconstruct": args.refitted,
         "threads": args.threads,
         "precision": args.precision,

@@ -6,8 +6,8 @@ They run from their published packages, which this project does not depend on; i
     pip install torch-pruning
     pip install --no-deps nni==2.10 json_tricks typeguard psutil astor schema prettytable wcwidth
 
-All prune the channels inside the blocks of a CIFAR ResNet to half of the FLOPs. Those that score candidates do so as
-ours: batch norm recalibrated on 512 images, accuracy on images of the search split.
+All prune the channels inside the blocks of a CIFAR ResNet, or all of a plain network's, to half of the FLOPs. Those
+that score candidates do so as ours: batch norm recalibrated on 512 images, accuracy on images of the search split.
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ class TraceableBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
         self.stride, self.missing = block.conv1.stride[0], block.conv2.out_channels - block.conv1.in_channels
+        self.residual = block.residual
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images to images."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if not self.residual:
+            return F.relu(y)
         if self.missing:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.missing // 2, self.missing // 2))
         return F.relu(y + x)
