@@ -222,7 +222,8 @@ class _Loop:
         if self._failed_here and self.tally.failed_in_a_row >= MOST_FAILURES:
             raise SearchFailed(
                 f"{self.tally.failed_in_a_row} trials in a row failed, the last one with {self.tally.last_error}. "
-                "Once what is wrong is mended, a resumed run goes on; a lower --score-lr takes a new one"
+                "Once what is wrong is mended, a resumed run goes on; a lower --score-lr, or --precision float32, "
+                "takes a new one"
             )
         if self.tally.repeats_in_a_row >= MOST_REPEATS:
             return f"the strategy proposed known policies {MOST_REPEATS} times in a row"
