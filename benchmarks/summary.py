@@ -18,7 +18,9 @@ from search.calibration import PRIOR
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEST = 12
-TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
+TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "plain20": "Plain-20"}
+SCOPES = {"plain20": "any channel (it has no residual stream)"}
+INNER = "only channels inside blocks"
 
 INTRODUCTION = """\
 # Benchmarks
@@ -58,7 +60,7 @@ trial goes, is left out of both.
 HEADLINE = """\
 ## Does searching pay? {title}
 
-Half of the FLOPs, only channels inside blocks; every policy fine-tuned the same way (two epochs), accuracy on
+Half of the FLOPs, {scope}; every policy fine-tuned the same way (two epochs), accuracy on
 5,000 test images, mean over seeds; then the differences, paired by seed, with their 95 % intervals, to uniform and to
 NVIDIA ModelOpt's FastNAS; one that holds 0 says that these seeds can't tell. Dense: {dense}.
 
@@ -136,7 +138,8 @@ def cost_section(kept: dict[str, Any]) -> str:
 def headline_section(kept: dict[str, Any]) -> str:
     """The table of policies, best first."""
     dense = f"{kept['dense']:.4f}" if "dense" in kept else "not measured"
-    text = HEADLINE.format(title=TITLES[kept["model"]], dense=dense, note=filled(kept))
+    scope = SCOPES.get(kept["model"], INNER)
+    text = HEADLINE.format(title=TITLES[kept["model"]], scope=scope, dense=dense, note=filled(kept))
     policies = {name: policy for name, policy in kept["policies"].items() if policy.get("test")}
     rivals = [policies.get(name, {}).get("test", {}) for name in ("uniform", "fastnas")]
     for name, policy in sorted(policies.items(), key=lambda item: -np.mean(list(item[1]["test"].values()))):
