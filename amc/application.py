@@ -7,6 +7,7 @@ ranked again by the policy's criterion, since the numbers of channels carry over
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from amc.verify import verify
 from amc.weights import load_weights, structure_sha256, weights_sha256
 
 log = logging.getLogger("amc")
+
+MOST_ELEMENTS = 2**28
+"""Of an example input that is drawn for a policy, which may come from a stranger: a gigabyte of float32."""
 
 
 @dataclass(frozen=True)
@@ -140,16 +144,20 @@ def example_of(policy: Policy, *, integers: int = 0) -> dict[str, Tensor]:
     generator, tensors = torch.Generator().manual_seed(0), {}
     for info in policy.model.inputs:
         dtype = getattr(torch, info.dtype, None)
-        if not isinstance(dtype, torch.dtype) or int(np.prod(info.shape)) > 2**31:
-            raise PolicyError(f"the policy's input {info.name!r} has an impossible dtype or shape ({info.dtype})")
+        impossible = PolicyError(f"the policy's input {info.name!r} has an impossible dtype or shape ({info.dtype})")
+        if not isinstance(dtype, torch.dtype) or math.prod(info.shape) > MOST_ELEMENTS:
+            raise impossible
         drawn = dtype.is_floating_point or dtype.is_complex
         tensor = torch.randn(info.shape, generator=generator) if drawn else torch.full(info.shape, integers)
-        tensors[info.name] = tensor.to(dtype)
+        try:
+            tensors[info.name] = tensor.to(dtype)
+        except (RuntimeError, NotImplementedError):  # of a kind that is for storage alone
+            raise impossible from None
     return tensors
 
 
 def load(run: str | os.PathLike[str], model: nn.Module | str | None = None) -> nn.Module:
-    """The slim, fine-tuned model of a finished run directory.
+    """The slim, fine-tuned model of a finished run directory, in eval mode.
 
     model: the dense module or what `--model` takes; needed unless the run's model is a built-in one.
 
@@ -165,7 +173,7 @@ def load(run: str | os.PathLike[str], model: nn.Module | str | None = None) -> n
     load_weights(dense, folder / "dense.safetensors")
     slimmed = apply(dense, policy)
     load_weights(slimmed, folder / "model.safetensors")
-    return slimmed
+    return slimmed.eval()
 
 
 def _rebuild(folder: Path, policy: Policy, model: str | None) -> nn.Module:

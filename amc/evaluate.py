@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,11 +30,15 @@ from amc.reconstruct import gather, refit
 from amc.seeding import seeded
 from amc.slim import slim
 
+T = TypeVar("T")
 Metric = Callable[[nn.Module], float]
 Tune = Callable[[nn.Module, int], object]
 """Trains a model in place for so many steps."""
 Watch = Callable[[str, int, int], object]
 """Called with (rung, steps done, steps in all) while a policy is scored."""
+
+IGNORED = -100
+"""A label that stands for none: cross entropy leaves it out, and so does the accuracy."""
 
 log = logging.getLogger("amc")
 
@@ -104,18 +108,7 @@ class Evaluator:
     def __call__(self, widths: WidthsByName) -> float:
         """The score of one policy, the same each time. Where memory runs out, batches are halved, up to three times."""
         with seeded(self._seed, "evaluate"):
-            return self._patient_score(widths)
-
-    def _patient_score(self, widths: WidthsByName) -> float:
-        for parts in (1, 2, 4):
-            try:
-                return self._score(widths, parts)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
-                log.warning("out of memory at %s of the batch size; trying half of that", Fraction(1, parts))
-            free_memory()  # after the handler, whose traceback holds on to the tensors
-        return self._score(widths, 8)
+            return patiently(partial(self._score, widths))
 
     def _score(self, widths: WidthsByName, parts: int) -> float:
         """The score, with every batch in so many parts; each is a step of its own."""
@@ -131,14 +124,21 @@ class Evaluator:
     def recovered(self, widths: WidthsByName, steps: int) -> float:
         """What the policy is worth on the images of the score after a fine-tune of `steps` steps.
 
+        Where memory runs out, as of the score: more steps of smaller batches.
+
         Raises:
             Diverged: the loss became NaN or infinite.
         """
-        assert self._train_split is not None
-        batch, augment = self.settings.batch, self._augment
+
+        def tried(parts: int) -> float:
+            assert self._train_split is not None
+            batch, augment = part_of(self.settings.batch, parts), self._augment
+            smaller = steps if self.tune else steps * parts
+            batches = draw(self._train_split, smaller, batch=batch, augment=augment, seed=self._seed)
+            return self._worth(self.candidate(widths), batches, smaller, "fine-tune", parts)
+
         with seeded(self._seed, "evaluate"):
-            batches = draw(self._train_split, steps, batch=batch, augment=augment, seed=self._seed)
-            return self._worth(self.candidate(widths), batches, steps, "fine-tune")
+            return patiently(tried)
 
     def _worth(self, candidate: nn.Module, batches: Iterable[Batch], steps: int, rung: str, parts: int = 1) -> float:
         """What a candidate is worth after so many steps on `batches`, or of the user's own, and recalibrated."""
@@ -191,6 +191,24 @@ def kept_units(order: Mapping[str, np.ndarray], widths: WidthsByName) -> dict[st
     return {name: np.sort(order[name][:width]) for name, width in widths.items()}
 
 
+def patiently(work: Callable[[int], T]) -> T:
+    """What `work(parts)` gives, with every batch in so many parts: whole, or where memory runs out in 2, 4 or 8."""
+    for parts in (1, 2, 4):
+        try:
+            return work(parts)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            log.warning("out of memory at %s of the batch size; trying half of that", Fraction(1, parts))
+        free_memory()  # after the handler, whose traceback holds on to the tensors
+    return work(8)
+
+
+def part_of(batch: int, parts: int) -> int:
+    """The size of one of so many parts of a batch; batch norm needs two examples."""
+    return min(max(batch // parts, 2), batch)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, as Python, torch's CPU allocator or CUDA say it."""
     said = ("out of memory", "can't allocate memory", "not enough memory")
@@ -240,7 +258,7 @@ def batches_of(split: Split, batch: int = 500) -> Iterable[Batch]:
 
 
 def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """Top-1 accuracy in [0, 1] over all labels of `batches`; classes are the axis after the batch."""
+    """Top-1 accuracy in [0, 1] over the labels of `batches` that count; classes are the axis after the batch."""
     device, right, count = device_of(model), 0, 0
     model.eval()
     with torch.inference_mode():
@@ -252,8 +270,8 @@ def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
                     f"labels of shape {tuple(labels.shape)} don't fit predictions of shape {tuple(found.shape)}; "
                     "give class numbers, one for each prediction, or a metric of your own (metric=… in Python)"
                 )
-            hits = found == labels
-            right, count = right + int(hits.sum()), count + hits.numel()
+            counted = labels != IGNORED
+            right, count = right + int(((found == labels) & counted).sum()), count + int(counted.sum())
     return right / count if count else float("nan")
 
 

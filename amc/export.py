@@ -8,6 +8,7 @@ calls the exporter; whatever replaces it changes this file alone.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import os
@@ -24,7 +25,7 @@ from amc.files import write_atomic
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Key of a node's metadata: the modules that it was traced in, outermost first, as a Python list of strings."""
 
-_CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx")
+_CHATTY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.fx", "torch._guards", "torch._dynamo")
 
 
 def export_onnx(
@@ -55,7 +56,7 @@ def _program(model: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str,
     args = tuple(_two_rows(x) for x in args)
     kwargs = {name: _two_rows(x) for name, x in kwargs.items()}
     batch = torch.export.Dim("batch")
-    shapes: Any = tuple({0: batch} for _ in args) if args else {name: {0: batch} for name in kwargs}
+    shapes = _dynamic(model, args, kwargs, {0: batch})
     with _evaluating(model), _silence(), torch.no_grad():
         try:
             program = torch.onnx.export(
@@ -123,6 +124,16 @@ def _root(error: BaseException) -> BaseException:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], axes: dict[int, Any]) -> Any:
+    """The dynamic axes of all arguments as torch.export wants them: those that `*inputs` takes, within a tuple."""
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(axes for _ in args) if args else dict.fromkeys(kwargs, axes)
+    before = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    rest = tuple(axes for _ in args[before:])
+    return (*(axes for _ in args[:before]), *([rest] if rest else []))
 
 
 def _two_rows(x: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,7 @@ def _example_inputs(
             said = " and ".join(" ".join(map(str, x.shape)) for x in inputs)
             raise ModelError(f"--input-shape contradicts --data {data.name}, whose inputs are {said}; leave it out")
         return inputs
-    if not shapes and example is not None:
+    if not shapes and example:
         return placed(model, example)
     if not shapes and name in MODELS:
         shapes = [SHAPES.get(name, CIFAR_SHAPE)]

@@ -120,6 +120,11 @@ class Problem:
         """Whether policies use the budget up: where the reward counts accuracy alone, what is unspent buys nothing."""
         return self.reward is accuracy_reward
 
+    @property
+    def revised(self) -> bool:
+        """Whether rewards change with the latency table, since they count what it says."""
+        return not self.spends and any(limit.cost.name == "latency" for limit in self.budget.limits)
+
     def under(self, budget: Budget, costs: Mapping[str, Cost]) -> Problem:
         """The same problem under another budget and other costs; accuracies that are known stay known."""
         other = Problem(self.groups, budget, self._evaluate, costs=costs, reward=self.reward)

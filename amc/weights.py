@@ -148,8 +148,8 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     )
 
 
-def _complete(state: dict[str, Tensor], own: Mapping[str, Any]) -> None:
-    """Adds what a file may leave out: tied weights under their other names, and counters of batch norm."""
+def _complete(state: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Adds what a file may leave out: tied weights under other names, counters of batch norm, state of another kind."""
     names: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in own.items():
         if isinstance(tensor, Tensor):
@@ -160,11 +160,11 @@ def _complete(state: dict[str, Tensor], own: Mapping[str, Any]) -> None:
             if given is not None:
                 state.setdefault(name, state[given])
     for name, tensor in own.items():
-        if name.endswith(".num_batches_tracked"):
+        if name.endswith((".num_batches_tracked", "_extra_state")):
             state.setdefault(name, tensor)
 
 
-def _check(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any], title: str) -> None:
+def _check(path: Path, state: Mapping[str, Any], own: Mapping[str, Any], title: str) -> None:
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     shaped = [
@@ -179,10 +179,13 @@ def _check(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any], titl
             f"--weights {path} doesn't fit {title}: {said}. Check that --model (and --data, for the number of classes "
             "and input channels) is what the weights were trained as"
         )
-    floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
-    bad = [name for name, tensor in floats.items() if bool(torch.isnan(tensor).any())]
+    bad = [name for name, tensor in state.items() if isinstance(tensor, Tensor) and _has_nan(tensor)]
     if bad:
         raise ModelError(f"--weights {path} holds NaN in {some(bad)}; the training that wrote it diverged")
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(torch.isnan(tensor).any())
 
 
 def some(names: Sequence[str], count: int = 4) -> str:

@@ -185,6 +185,10 @@ class Chooser:
         """Whether a search of so many trials, of any number where None, may afford anchors half-way."""
         return self.share > 0 and (trials is None or self._planned(trials).count >= ENOUGH)
 
+    def affords(self, trials: int) -> bool:
+        """Whether a search that ended after so many trials has time for anchors."""
+        return self._planned(trials).count > 0
+
     @property
     def begun(self) -> bool:
         """Whether anchors were chosen already, now or before a break."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +20,9 @@ from amc.cost import Cost, analytic
 from amc.coupling import trace
 from amc.data import Data, Split, load_data
 from amc.errors import BudgetError, DataError, ModelError, UsageError
-from amc.evaluate import Evaluator, Metric, ScoreSettings, Tune, in_memory
+from amc.evaluate import IGNORED, Evaluator, Metric, ScoreSettings, Tune, in_memory
 from amc.finetune import AUGMENTATIONS
-from amc.forward import to_device
+from amc.forward import device_of, to_device
 from amc.groups import Structure
 from amc.importance import rank
 from amc.layout import fast_layout
@@ -33,6 +32,7 @@ from amc.pretrain import RECIPES, pretrained
 from amc.problem import Problem
 from amc.registry import resolve
 from amc.reward import NEEDS_LATENCY
+from amc.slim import copied
 from amc.verify import verify
 from search.display import Display
 from search.settings import Settings, settings_from
@@ -48,8 +48,6 @@ LATENCY_MARGIN = 0.01
 
 FIRST = 8
 """Examples of a data set of one's own that are looked at before anything is built."""
-IGNORED = -100
-"""The label that torch's cross-entropy leaves out."""
 TINY = 4e6
 """Multiply-accumulates of one image below which a second thread costs more than it brings."""
 
@@ -210,6 +208,11 @@ def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetu
 def _check_labels(name: str, split: Split) -> None:
     """Raises a DataError if the first labels are no class numbers; accuracy takes these as floats, too."""
     labels = split.batch(range(min(len(split), FIRST)))[1] if isinstance(split, DatasetSplit) else None
+    if isinstance(labels, tuple | list) and any(isinstance(label, str) for label in labels):
+        raise DataError(
+            f"the `{name}` split's labels are text, as in {labels[0]!r}; give class numbers from 0 on, or "
+            f"{'metric' if name == 'val' else 'finetune'}=… of your own in Python"
+        )
     if not isinstance(labels, torch.Tensor) or labels.is_complex() or (labels.is_floating_point() and labels.dim() > 1):
         return  # ours are right; and accuracy, or the loss, knows what to say of others
     whole = bool((labels == labels.round()).all()) if labels.is_floating_point() else True
@@ -238,7 +241,7 @@ def trace_model(loaded: Loaded, settings: Settings) -> Structure:
     Raises:
         ModelError: nothing is left to prune.
     """
-    inputs = to_device(loaded.inputs, next(loaded.model.parameters()).device)
+    inputs = to_device(loaded.inputs, device_of(loaded.model))
     traced = trace(
         loaded.model,
         inputs,
@@ -285,7 +288,7 @@ def accelerator(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
             f"--accelerator {name!r} can't be used here ({str(error).splitlines()[0]}); write auto, cpu or cuda"
@@ -326,7 +329,7 @@ def load_dense(
     weights: in place of the settings'. example: inputs, where neither the data nor the settings know any.
     """
     weights = weights or settings.weights
-    spec: Any = settings.model if model is None else copy.deepcopy(model)  # the user's own stays as it is
+    spec: Any = settings.model if model is None else copied(model, {})  # the user's own stays as it is
     if model is None and not weights and is_trained_here(settings) and data is not None:
         with display.bar(f"training {settings.model} on {data.name}, once") as report:
             spec = pretrained(settings.model, data, progress=report)

@@ -18,6 +18,8 @@ from search.study import outcomes
 
 FEWEST = 5
 """Policies from which something can be learned."""
+AT_ONCE = 64
+"""Policies that the process predicts at once: of memory they take their number times groups times 2,400 bytes."""
 
 
 def policies(problem: Problem, study: optuna.Study) -> list[Outcome]:
@@ -30,7 +32,8 @@ def smoothed(problem: Problem, scored: Sequence[Outcome]) -> np.ndarray:
     seen = [Scored(i, problem.widths(one.widths), one.accuracy) for i, one in enumerate(scored)]
     if len(seen) < FEWEST:
         return np.array([one.reward for one in seen])
-    return Surrogate(problem, seen).predict([one.widths for one in seen])[0]
+    surrogate, asked = Surrogate(problem, seen), [one.widths for one in seen]
+    return np.concatenate([surrogate.predict(asked[i : i + AT_ONCE])[0] for i in range(0, len(asked), AT_ONCE)])
 
 
 def contenders(rewards: np.ndarray, params: np.ndarray, count: int) -> list[int]:

@@ -44,12 +44,15 @@ def local(setup: Setup, dense_weights: Path) -> Executor:
     """Child processes that share this machine's threads and GPUs."""
     import torch
 
+    from amc.forward import device_of
     from search.child import Isolated
     from search.executor import Pool
 
     settings, workers = setup.settings, setup.settings.workers
     settings = replace(settings, threads=settings.threads or max(torch.get_num_threads() // workers, 1))
-    device = next(setup.loaded.model.parameters()).device
+    device = device_of(setup.loaded.model)
+    if device.type == "cpu":  # so it stays, in a run that goes on where there is a GPU
+        settings = replace(settings, accelerator="cpu")
     gpus = visible_gpus() if device.type == "cuda" and ":" not in settings.accelerator else []
     return Pool(
         [

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import nn
 from amc.budget import parse_budget
 from amc.cost import spent
 from amc.errors import DeviceError, ModelError, SearchFailed
-from amc.evaluate import accuracy, batches_of, kept_units
+from amc.evaluate import accuracy, batches_of, kept_units, part_of, patiently
 from amc.finetune import Diverged, finetune
 from amc.layout import arranged
 from amc.models import Loaded
@@ -111,21 +112,27 @@ def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
             setup.evaluator.tune(model, steps)
         setup.evaluator.recalibrate(model)
         return model.eval()
-    for lr in (settings.finetune_lr, settings.finetune_lr / 10):
+
+    def tried(lr: float, parts: int) -> nn.Module:
+        assert data.train is not None
         model = setup.evaluator.candidate(widths)
+        finetune(
+            model,
+            data.train,
+            steps=steps * parts,
+            lr=lr,
+            batch=part_of(settings.finetune_batch, parts),
+            weight_decay=settings.weight_decay,
+            augment=setup.augment,
+            precision=setup.evaluator.settings.precision,
+            seed=settings.seed,
+            progress=report,
+        )
+        return model
+
+    for lr in (settings.finetune_lr, settings.finetune_lr / 10):
         try:
-            finetune(
-                model,
-                data.train,
-                steps=steps,
-                lr=lr,
-                batch=settings.finetune_batch,
-                weight_decay=settings.weight_decay,
-                augment=setup.augment,
-                precision=setup.evaluator.settings.precision,
-                seed=settings.seed,
-                progress=report,
-            )
+            model = patiently(partial(tried, lr))
             if steps < SETTLED:
                 setup.evaluator.recalibrate(model)
             return model

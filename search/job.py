@@ -18,8 +18,9 @@ from torch import nn
 
 from amc.data import Data
 from amc.datasets import FolderSplit
-from amc.errors import Interrupted, SearchFailed, UsageError
-from amc.evaluate import Metric, Tune
+from amc.errors import AmcError, Interrupted, ModelError, SearchFailed, UsageError
+from amc.evaluate import Metric, Tune, out_of_memory
+from amc.userfile import describe
 from search.compose import Setup, with_objects
 from search.conclude import Result, conclude, finished_result, report
 from search.display import Display
@@ -31,6 +32,7 @@ from search.run_directory import REPORT, RESULT, check_free, check_resumable, de
 from search.run_sensitivity import write_sensitivity
 from search.settings import Settings, apart_from_workers, settings_from
 from search.start import prepare, resumed_settings
+from search.study import SearchResult
 from search.sweep import share
 from search.tensorboard import check_installed
 
@@ -118,17 +120,22 @@ def run_job(
                 dense = _dense_accuracies(setup, display)
                 setup, found, proxy = search_to_budget(directory, setup, display)
             if found.best is None:
-                raise SearchFailed(
-                    f"no trial of the search in {path} succeeded; run.log says why"
-                    if found.failed
-                    else f"the search in {path} ended before its first trial; raise --time-limit"
-                )
+                raise SearchFailed(_nothing(path, found))
             best, uniform = finish(setup, found.best, directory.path, display)
             write_sensitivity(setup, found.trials, directory, display)
             return conclude(directory, setup, found, proxy, dense, best, uniform, display)
         except KeyboardInterrupt:
             log.info("stopped by a signal")
             raise Interrupted(f"stopped; go on by: amc search --out {shlex.quote(str(path))} --resume") from None
+
+
+def _nothing(path: Path, found: SearchResult) -> str:
+    """Why a search ended with nothing."""
+    if found.trials:
+        return f"none of the {found.trials} policies scored in {path} is within the budget; run.log says why"
+    if found.failed:
+        return f"no trial of the search in {path} succeeded; run.log says why"
+    return f"the search in {path} ended before its first trial; raise --time-limit"
 
 
 def _asks_no_more(path: Path, settings: Settings) -> bool:
@@ -171,9 +178,14 @@ def _dense_accuracies(setup: Setup, display: Display) -> tuple[float, float | No
     """
     if isinstance(setup.data.train, FolderSplit):
         setup.data.train.check_sizes()
-    dense = accuracies(setup, setup.loaded.model)
+    dense = _scored(setup)
     if not math.isfinite(dense[0]):
         raise UsageError(f"the dense model's {metric_name(setup.metric)} is {dense[0]}; it must be a number")
+    if setup.settings.reward != "accuracy" and not 0 <= dense[0] <= 1:
+        raise UsageError(
+            f"--reward {setup.settings.reward} is made for metrics from 0 to 1, and the dense model's is {dense[0]:g}; "
+            "scale the metric, or leave --reward out"
+        )
     display.say(f"the dense model's {metric_name(setup.metric)} on the search split: {dense[0]:.4f}")
     classes = setup.data.num_classes  # None: nobody knows
     if setup.metric is None and classes and dense[0] < (1.5 - 0.5 / classes) / classes:  # hardly better than chance
@@ -181,6 +193,21 @@ def _dense_accuracies(setup: Setup, display: Display) -> tuple[float, float | No
             "the dense model guesses: are these its weights (--weights), and its normalization (--mean, --std)?"
         )
     return dense
+
+
+def _scored(setup: Setup) -> tuple[float, float | None]:
+    """The dense model's `accuracies`; data that its own `example_inputs` have nothing to do with meet it here."""
+    try:
+        return accuracies(setup, setup.loaded.model)
+    except AmcError:
+        raise
+    except Exception as error:
+        if setup.metric is not None or out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{setup.loaded.name} does not run on --data {setup.data.name}: {describe(error)}; check that they belong "
+            "together"
+        ) from error
 
 
 def _examples(data: Data) -> str:

@@ -66,11 +66,14 @@ class _Rounds:
             begin(self.study, self._front)
         warm_start(self.study, setup.problem, setup.settings.warm_start, self.leases)
         self.chooser = _chooser(directory, setup)
+        self._since = 0
         self.scalars: Scalars | None = None
 
     def search(self, setup: Setup, trials: int | None, time_limit: float | None) -> SearchResult:
         """One round, under the costs as they are known by now: trials, and anchors that say which of them is best."""
         self.study.sampler = sampler = self._sampler(setup.problem)
+        if setup.problem is not self._planned:  # a further round
+            self._since = len(self.study.get_trials(deepcopy=False))
         ends = time_limit and time_limit * (1 - self.chooser.share)
         if isinstance(sampler, MovingSampler) and self.chooser.pauses(trials):
             if not self.chooser.begun:
@@ -79,6 +82,9 @@ class _Rounds:
                 self.chooser.learn(setup.problem, self.study, trials, report)
             sampler.worth = partial(self.chooser.worth, setup.problem)
         found = self._trials(setup, trials, ends)
+        if time_limit and not self.chooser.affords(found.trials):
+            self.chooser.share = 0.0  # so few trials leave nothing to be spent on anchors
+            found = self._trials(setup, trials, time_limit)
         if self._front:
             return with_front(found, self.study, self._front, setup.problem)
         with self._display.bar(CHECKING) as report:
@@ -89,6 +95,8 @@ class _Rounds:
         if self._front:
             return FrontSampler(self._front, name, trials=trials, seed=seed)
         made = make_sampler(name, problem, trials=trials, seed=seed)
+        if problem.revised and isinstance(made, MovingSampler):
+            made.worth = lambda scored: [one._replace(reward=problem.evaluate(one.widths).reward) for one in scored]
         if problem is not self._planned and isinstance(made, MovingSampler):  # a further round
             made.start_from(problem.widths(one.widths) for one in ranked(problem, self.study)[:FINALISTS])
         return made
@@ -112,6 +120,7 @@ class _Rounds:
                 on_trial=on_trial,
                 executor=setup.executor,
                 leases=self.leases,
+                since=self._since,
             )
 
     def _tell(self, progress: Progress) -> None:
@@ -132,7 +141,9 @@ def _chooser(directory: RunDirectory, setup: Setup) -> Chooser:
     settings, evaluator = setup.settings, setup.evaluator
     makes = evaluator.trains and settings.score_steps and not settings.pareto and settings.storage is None
     share = settings.anchor_share if makes else 0.0
-    images = (settings.score_images or len(setup.data.val)) + settings.calibration_images
+    images = min(settings.score_images or len(setup.data.val), len(setup.data.val))
+    if setup.data.train is not None:
+        images += min(settings.calibration_images, len(setup.data.train))
     rest = images / (3 * settings.score_batch)  # a step is a forward and a backward pass, three of a forward one
     # Ray's workers need not be where the training data are.
     executor = setup.executor if settings.engine == "local" else None

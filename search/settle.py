@@ -29,7 +29,7 @@ log = logging.getLogger("amc")
 ROUNDS = 6
 FINALISTS = 3
 AS_GOOD = 0.01
-"""Rewards that differ by less are not worth another round: a score's own noise is of this size."""
+"""Rewards that differ by a smaller part are not worth another round: a score's own noise is of this size."""
 WIDER = 0.005
 """What the limit's margin grows by with each correction: readings scatter round what a corrected table says."""
 MORE = 5
@@ -98,10 +98,10 @@ def _as_good(problem: Problem, met: Mapping[tuple[int, ...], Outcome], best: Out
     """
     if problem.widths(best.widths) not in met:
         found = max(met.values(), key=lambda one: one.reward, default=None)
-        return found if found and found.reward > best.reward - AS_GOOD else None
+        return found if found and found.reward >= best.reward - AS_GOOD * abs(best.reward) else None
     beyond = [one for widths, one in met.items() if not problem.budget.met(widths)]  # under a table corrected since
     better = max(beyond, key=lambda one: one.reward, default=best)
-    return better if better.reward > best.reward + AS_GOOD else best
+    return better if better.reward > best.reward + AS_GOOD * abs(best.reward) else best
 
 
 def ranked(problem: Problem, study: optuna.Study) -> list[Outcome]:

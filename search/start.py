@@ -22,6 +22,7 @@ from amc.data import Split
 from amc.errors import DataError, RunError, UsageError
 from amc.evaluate import Metric, Tune
 from amc.export import export_onnx
+from amc.forward import device_of
 from amc.weights import save_weights
 from search.compose import Setup, compose
 from search.display import Display
@@ -154,7 +155,7 @@ def _resolved(setup: Setup) -> dict[str, Any]:
     return {
         "num_classes": setup.data.num_classes,
         "data_fingerprint": setup.data.fingerprint,
-        "accelerator": str(next(setup.loaded.model.parameters()).device),
+        "accelerator": str(device_of(setup.loaded.model)),
         "threads": torch.get_num_threads(),
         "augment": list(setup.augment),
         "normalization": _normalization(setup.data.val),

@@ -86,7 +86,10 @@ def open_study(storage: BaseStorage | None, name: str, sampler: BaseSampler) -> 
 
 @dataclass
 class _Tally:
-    """What the loop counts, all of it from the trials that were told, in the order of their numbers."""
+    """What the loop counts, all of it from the trials that were told, in the order of their numbers.
+
+    since: the number of the first trial whose repeat counts; what earlier ones repeated is another round's matter.
+    """
 
     best: Outcome | None = None
     trials: int = 0
@@ -95,6 +98,7 @@ class _Tally:
     failed_in_a_row: int = 0
     repeats_in_a_row: int = 0
     last_error: str = ""
+    since: int = 0
     seen: set[int] = field(default_factory=set)
     known: dict[tuple[int, ...], Outcome] = field(default_factory=dict)
 
@@ -118,7 +122,7 @@ class _Tally:
             return
         self.failed_in_a_row = 0
         if "repeat" in trial.user_attrs:
-            self.repeats_in_a_row += 1
+            self.repeats_in_a_row += trial.number >= self.since
             return
         outcome = outcome_of(problem, trial)
         widths = problem.widths(outcome.widths)
@@ -142,18 +146,21 @@ def search(
     on_trial: Callable[[Progress], object] = lambda _: None,
     executor: Executor | None = None,
     leases: Leases | None = None,
+    since: int = 0,
 ) -> SearchResult:
     """Runs the loop until `trials` different policies were scored or failed, or `time_limit` seconds have passed.
 
     executor: who scores, several policies at once perhaps; this process unless given. What is under way when the time
         is up is waited for.
     leases: of a study that other processes work on as well; its trials are counted over all of them.
+    since: of a further round under other costs, the number of its first trial: what was repeated before that says
+        nothing of what it can propose.
 
     Raises:
         SearchFailed: many trials in a row failed. RunError: the study holds what we did not write.
     """
     before, start = float(study.user_attrs.get("seconds", 0.0)), time.perf_counter()
-    with closing(_Loop(problem, study, executor or Here(problem, seed), trials, leases)) as loop:
+    with closing(_Loop(problem, study, executor or Here(problem, seed), trials, leases, since)) as loop:
         while True:
             loop.learn()
             elapsed = before + time.perf_counter() - start
@@ -195,12 +202,18 @@ class _Loop:
     """
 
     def __init__(
-        self, problem: Problem, study: optuna.Study, executor: Executor, trials: int | None, leases: Leases | None
+        self,
+        problem: Problem,
+        study: optuna.Study,
+        executor: Executor,
+        trials: int | None,
+        leases: Leases | None,
+        since: int,
     ) -> None:
         self._problem, self._study, self._executor = problem, study, executor
         self._most, self._leases = trials, leases
         self.again: Callable[[Callable[[], Any]], Any] = patiently if leases else _once
-        self.tally, self.asked, self._failed_here = _Tally(), deque[_Asked](), False
+        self.tally, self.asked, self._failed_here = _Tally(since=since), deque[_Asked](), False
 
     def close(self) -> None:
         """Lets go of what is under way: whoever goes on with the study scores it again."""
@@ -382,7 +395,7 @@ def outcomes(problem: Problem, study: optuna.Study) -> list[Outcome]:
 
 
 def outcome_of(problem: Problem, trial: FrozenTrial) -> Outcome:
-    """The outcome that a finished trial stored.
+    """The outcome that a finished trial stored; by the latency table as it is now, where its reward hangs on that.
 
     Raises:
         RunError: it stored something else, so it isn't a trial of ours.
@@ -391,6 +404,8 @@ def outcome_of(problem: Problem, trial: FrozenTrial) -> Outcome:
     if not isinstance(widths, dict) or widths != trial.params:
         raise RunError(f"trial {trial.number} of the study has no widths, or not those of its parameters")
     costs = {name: _number(trial, name) for name in problem.costs}
+    if problem.revised:
+        return problem.outcome(widths, _number(trial, "accuracy"))
     return Outcome(_number(trial, "accuracy"), costs, _number(trial, "reward"), widths)
 
 

@@ -73,6 +73,9 @@ def budgets_of(text: str) -> list[str]:
     found = [f"{cost.strip()}={part}" for part in parts]
     for budget in found:
         parse_budget(budget)
+    folders = [folder_of(budget) for budget in found]
+    if len(set(folders)) < len(folders):
+        raise UsageError(f"--sweep {text!r}: two limits would share a folder ({', '.join(folders)}); leave one out")
     return found
 
 

@@ -127,6 +127,12 @@ def test_a_data_set_smaller_than_a_batch_is_one_batch():
     assert [len(labels) for _, labels in batches] == [10, 10, 10]
 
 
+def test_what_stands_for_no_label_counts_neither_right_nor_wrong():
+    eye, padded = torch.eye(4), torch.tensor([0, 1, -100, -100])
+    assert accuracy(nn.Identity(), [(eye, padded)]) == 1.0
+    assert accuracy(nn.Identity(), [(eye, padded), (eye, torch.tensor([1, 1, 2, 3]))]) == 5 / 6
+
+
 def test_accuracy_refuses_labels_of_another_shape():
     eye = torch.eye(4)
     assert accuracy(nn.Identity(), [(eye, torch.arange(4))]) == 1.0

@@ -102,6 +102,21 @@ def test_named_inputs(tmp_path):
     assert np.abs(found - net(a, b).detach().numpy()).max() < 1e-6
 
 
+class AnyInputs(nn.Module):
+    def forward(self, x, *others):
+        return sum(others, x)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_inputs(tmp_path, count):
+    path = tmp_path / "any.onnx"
+    export_onnx(AnyInputs(), tuple(torch.ones(1, 3) for _ in range(count)), path)
+    session = onnxruntime.InferenceSession(path)
+    feeds = {one.name: np.full((5, 3), 2, np.float32) for one in session.get_inputs()}
+    assert len(feeds) == count
+    assert (session.run(None, feeds)[0] == 2 * count).all()
+
+
 def test_exporter_is_silent(tmp_path, capfd):
     export_onnx(nn.Linear(2, 2), (torch.zeros(1, 2),), tmp_path / "a.onnx")
     captured = capfd.readouterr()

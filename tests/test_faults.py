@@ -23,6 +23,7 @@ from torch import nn
 
 import search as package
 from amc import evaluate as evaluate_module
+from amc import finetune as finetune_module
 from amc.errors import RunError, UsageError
 from amc.evaluate import split
 from amc.files import disk_trouble, read_json
@@ -84,6 +85,28 @@ def test_where_memory_runs_out_the_batch_is_halved(setup, monkeypatch, caplog):
     assert 0 <= setup.evaluator(middle(setup)) <= 1
     assert sizes == [128, 64, 32]
     assert "out of memory at 1/2 of the batch size" in caplog.text
+
+
+def test_where_memory_runs_out_anchors_and_the_result_take_smaller_batches_too(setup, tmp_path, monkeypatch):
+    sizes = []
+    real = finetune_module.train
+
+    def train(model, batches, *, steps, **more):
+        first = next(iter(batches))
+        sizes.append((len(first[1]), steps))
+        if sizes[-1][0] > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, [first], steps=1, **more)
+
+    monkeypatch.setattr(evaluate_module, "train", train)
+    monkeypatch.setattr(finetune_module, "train", train)
+    assert 0 <= setup.evaluator.recovered(middle(setup), 3) <= 1
+    assert sizes == [(128, 3), (64, 6), (32, 12)]
+    sizes.clear()
+    slim = recover(setup, "search", middle(setup), tmp_path, Display(quiet=True))
+    assert [size for size, _ in sizes] == [128, 64, 32]
+    assert sizes[2][1] == 4 * sizes[0][1]
+    assert 0 <= slim.accuracy <= 1
 
 
 def test_where_even_small_batches_are_too_much_the_trial_fails(setup, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 import amc
 import search
-from amc.errors import DataError, UsageError
+from amc.errors import AmcError, DataError, UsageError
 
 QUICK = {
     "trials": 3,
@@ -154,6 +155,71 @@ def test_a_metric_that_gives_no_number_is_the_users_to_mend(images):
             model=net(), data=data, metric=lambda model: None, finetune=print, budget="flops=0.5", out="run", **QUICK
         )
     assert not Path("run").exists()
+
+
+class Counting(nn.Conv2d):
+    """State that is no tensor, an activation that is kept, and a forward that takes any number of inputs."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        self.last = super().forward(*inputs)
+        return self.last
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"seen": 3}
+
+
+def unusual() -> nn.Module:
+    model = net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(model[3])
+    conv = Counting(3, 8, 3, padding=1)
+    conv.load_state_dict(model[0].state_dict(), strict=False)
+    model[0] = conv
+    return nn.Sequential(model, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_a_model_that_has_run_and_holds_what_is_no_weight_is_searched_and_loaded(images):
+    data = TensorDataset(images, torch.arange(64) % 3)
+    model = unusual()
+    model(images).sum().backward()
+    result = search.run(model=model, data={"train": data, "val": data}, budget="flops=0.5", out="run", **QUICK)
+    loaded = amc.load("run", model=unusual())
+    assert not any(module.training for module in loaded.modules())
+    assert torch.equal(loaded(images), result.model(images))
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "says"),
+    [
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.arange(64) % 3, "can be pruned"),
+        (classifier, ["cat", "dog"] * 32, "labels are text, as in 'cat'"),
+        (lambda: with_example(torch.zeros(1, 5, 8, 8)), torch.arange(64) % 3, "does not run on --data"),
+    ],
+)
+def test_what_can_not_be_searched_is_said_before_anything_is_kept(images, model, labels, says):
+    pairs = [(image, label) for image, label in zip(images, labels, strict=True)]
+    model = model if isinstance(model, nn.Module) else model()
+    with pytest.raises(AmcError, match=says):
+        search.run(model=model, data={"train": pairs, "val": pairs}, budget="flops=0.5", out="run", **QUICK)
+    assert not Path("run").exists()
+
+
+def with_example(example: torch.Tensor) -> nn.Module:
+    """A classifier of inputs like the example's, which it holds."""
+    model = nn.Sequential(nn.Conv2d(example.shape[1], 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    model.example_inputs = (example,)
+    return model
+
+
+def test_rewards_made_for_an_accuracy_refuse_another_metric(images):
+    data = {"train": images, "val": images}
+    given = {"metric": lambda model: -3.0, "finetune": lambda model, steps: None, "reward": "amc_flops"}
+    with pytest.raises(UsageError, match="amc_flops is made for metrics from 0 to 1, and the dense model's is -3"):
+        search.run(model=net(), data=data, budget="flops=0.5", out="run", **given, **QUICK)
 
 
 def test_without_labels_a_metric_is_enough_where_nothing_is_fine_tuned(images):

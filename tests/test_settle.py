@@ -211,7 +211,7 @@ def test_the_best_finalist_that_is_within_the_limit_is_what_was_found(monkeypatc
         return SearchResult(outcome(3 if len(asked) == 1 else 9), 10, 0, 1.0, 1.0)
 
     def outcome(width):
-        return SimpleNamespace(widths=(width,), reward=rewards.get(width, width / 1000))
+        return SimpleNamespace(widths=(width,), reward=1 + rewards.get(width, width / 1000))
 
     setup = setup_of(None)
     setup.bench = SimpleNamespace(

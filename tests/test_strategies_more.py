@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import optuna
 import pytest
 
-from amc.budget import Budget
+from amc.budget import Budget, Limit
+from amc.cost import FunctionCost
 from amc.problem import Problem
+from amc.reward import amc_flops
 from search.strategies import STRATEGIES, make_sampler
 from search.strategies.anneal import AnnealSampler
 from search.strategies.moves import Scored, best, exchange, move, spending, stages, starts, step, tilted
@@ -117,6 +120,23 @@ def test_starts_come_first_and_a_known_policy_is_not_proposed_again(name):
     proposed = [problem.widths(trial.params) for trial in study.trials if trial.params]
     assert proposed[:5] == starts(problem)
     assert len(set(proposed)) == len(proposed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_auto_does_not_repeat_itself_where_few_widths_are_allowed(seed):
+    members = [replace(group(f"g{i}", 64, positions=4**i), widths=tuple(range(8, 65, 8))) for i in range(3)]
+    cost = FunctionCost("flops", "MAC", lambda widths: int(sum(widths)))
+    worth = np.random.default_rng(seed).dirichlet(np.ones(3))
+    problem = Problem(
+        members,
+        Budget(members, [Limit(cost, 96, 192)]),
+        lambda widths: float(worth @ np.sqrt([widths[member.name] / 64 for member in members])),
+        costs={"flops": cost},
+        reward=amc_flops,
+    )
+    result, study = run("auto", problem, trials=40, seed=seed)
+    assert result.trials == 40
+    assert len(study.trials) < 45
 
 
 @pytest.mark.parametrize("name", MOVING)

@@ -118,6 +118,21 @@ def test_a_known_policy_is_told_from_memory_and_not_counted():
     assert len(repeated) == len(study.trials) - 40 > 0
 
 
+def test_what_was_repeated_in_an_earlier_round_does_not_end_a_further_one():
+    problem = concave(5)[0]
+
+    class Same(type(make_sampler("uniform", problem, trials=1, seed=0))):
+        def propose(self, study, trial):
+            return (30,) * 5 if trial.number < 60 else (trial.number - 59, 30, 30, 30, 30)
+
+    study = open_study(None, "test", Same(problem))
+    assert search(problem, study, trials=9).trials == 1
+    trials = len(study.trials)
+    assert search(problem, study, trials=9).trials == 1, "a resumed round has ended as before"
+    assert search(problem, study, trials=9, since=trials).trials == 9
+    assert search(problem, study, trials=9, since=trials).trials == 9
+
+
 def test_a_policy_that_another_study_scored_is_counted_in_this_one_without_a_score():
     problem, calls = concave(6)[0], []
     counted = Problem(problem.groups, problem.budget, lambda w: calls.append(w) or problem.evaluate(w).accuracy)

@@ -109,6 +109,7 @@ def test_a_sweep_whose_first_budget_was_left_out_goes_on_from_another(folder, mo
         (["--sweep", "flops=0.7,params=0.5"], "write one cost and its limits"),
         (["--sweep", "flops=0.7,1.7"], "must be in (0, 1]"),
         (["--sweep", "flops=0.7,0.7"], "has a limit twice"),
+        (["--sweep", "flops=0.5,0.5%"], "would share a folder (flops-0.5, flops-0.5)"),
         (["--sweep", "params=0.7,0.5"], "limits `params` 2 times"),
         (["--sweep", "flops=0.7", "--dry-run"], "nothing to --sweep"),
         (["--sweep", "flops=0.7", "--resume", "--out", "x"], "leave --sweep out"),

@@ -8,12 +8,13 @@ et al., TuRBO, NeurIPS 2019), whose trust region is what a few moves can reach.
 
 from __future__ import annotations
 
+from itertools import islice
 from statistics import NormalDist
 
 import numpy as np
 
 from amc.problem import Problem
-from search.strategies.moves import FAR, MovingSampler, Scored, Widths, exchange
+from search.strategies.moves import FAR, MovingSampler, Scored, Widths, exchange, fresh, move
 from search.strategies.surrogate import Surrogate
 
 PARENTS, MOVES, CHILDREN, ADMITTED = 4, 3, 64, 6
@@ -39,11 +40,13 @@ class AutoSampler(MovingSampler):
             gains = improvement(*surrogate.predict(policies), float(means.max()))
             return [policies[i] for i in np.argsort(-gains, kind="stable")[:most]]
 
-        # Admitting costs more than guessing, so only the most promising children are admitted.
-        children = promising([child() for _ in range(CHILDREN)], ADMITTED)
-        admitted = [self.problem.admit(widths) for widths in children]
-        new = [widths for widths in admitted if widths not in known]
-        return promising(new or admitted, 1)[0]
+        # Admitting costs more than guessing, so only the most promising children are admitted, until enough are new.
+        children = promising(list(dict.fromkeys(child() for _ in range(CHILDREN))), CHILDREN)
+        admitted = (self.problem.admit(widths) for widths in children)
+        new = list(islice((widths for widths in admitted if widths not in known), ADMITTED))
+        if not new:
+            return fresh(known, lambda: move(self.problem, ranked[0], FAR, rng))
+        return promising(new, 1)[0]
 
 
 def improvement(mean: np.ndarray, deviation: np.ndarray, over: float) -> np.ndarray:
