@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import optuna
 import pytest
 import torch
 
+from amc.budget import Budget
 from amc.problem import Problem
 from search.strategies import STRATEGIES, make_sampler
 from search.strategies.ddpg import BaselineBuffer, DDPGSampler, truncated_normal
@@ -145,7 +147,16 @@ def test_every_other_episode_of_ddpg_uses_the_budget_up_by_itself(frugal, monkey
     assert proposal[0] == floor[0]
     assert proposal == (floor if frugal else problem.budget.fill(proposal))
     study.add_trial(study.trials[0])
-    assert sampler.propose(study, study.trials[0]) == floor
+    assert sampler.propose(study, study.trials[0]) == problem.admit(floor)
+
+
+def test_where_many_walks_end_in_the_same_policy_ddpg_walks_on():
+    """Few widths may be worth what they cost: here four of each group, which makes 72 policies."""
+    problem, _ = concave(6)
+    problem.groups = tuple(replace(group, widths=(16, 32, 48, 64)) for group in problem.groups)
+    problem = Problem(problem.groups, Budget(problem.groups, problem.budget.limits), problem._evaluate)
+    result, study = run("ddpg", problem, trials=30)
+    assert result.trials == len(study.trials) == 30
 
 
 def test_truncated_normal_stays_inside_and_has_the_right_mean():

@@ -19,6 +19,7 @@ What differs from Stable-Baselines3's DDPG, all of it in this file:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -37,6 +38,10 @@ from amc.problem import Problem
 from amc.seeding import one_thread, seeded
 from envs.pruning import PruningEnv, action_of
 from search.strategies.base import WidthSampler, told
+from search.strategies.moves import Widths, fresh
+
+WIDER = 1.5
+"""What the noise grows by with each walk that ended in a known policy: few widths may be worth their latency."""
 
 
 @dataclass(frozen=True)
@@ -128,18 +133,28 @@ class DDPGSampler(WidthSampler):
         self._rewards: list[float] = []
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
-        """Learns from every finished trial that it has not seen, then walks the environment."""
+        """Learns from every finished trial that it has not seen, then walks the environment.
+
+        Where the walk ends in a policy that was proposed before, it walks again, with more and more noise.
+        """
         ended = told(study)
         rng = np.random.default_rng([self._seed, trial.number])
         with one_thread():
             for other in ended:
                 if other.number not in self._learned:
                     self._learn(other)
-            self._env.reset()
-            for index, group in enumerate(self.problem.groups):
-                action = self._act(len(ended), group.floor / group.channels, rng)
-                self._env.decide(max(action, self._least(len(ended), index)))
-        return self._env.executed
+            names, turns = [group.name for group in self.problem.groups], itertools.count()
+            past = [other.params for other in study.get_trials(deepcopy=False)]
+            known = {tuple([params[name] for name in names]) for params in past if params.keys() >= set(names)}
+            return fresh(known, lambda: self._walk(len(ended), WIDER ** next(turns), rng))
+
+    def _walk(self, episode: int, wider: float, rng: np.random.Generator) -> Widths:
+        """An episode's widths, admitted. wider: a factor of its noise."""
+        self._env.reset()
+        for index, group in enumerate(self.problem.groups):
+            action = self._act(episode, group.floor / group.channels, wider, rng)
+            self._env.decide(max(action, self._least(episode, index)))
+        return self.problem.admit(self._env.executed)
 
     def _least(self, episode: int, index: int) -> float:
         """The action below which the later groups, at full, leave budget; -1 in episodes without such a bound."""
@@ -149,12 +164,12 @@ class DDPGSampler(WidthSampler):
         least = budget.max_width(self._env.executed, index, rest=budget.dense)
         return action_of(least, group.floor, group.channels)
 
-    def _act(self, episode: int, floor: float, rng: np.random.Generator) -> float:
+    def _act(self, episode: int, floor: float, wider: float, rng: np.random.Generator) -> float:
         """An action in [-1, 1]: random in the warm-up, then the actor's with truncated-normal noise on its ratio."""
         if episode < self._warmup:
             return float(rng.uniform(-1, 1))
         action, _ = self._agent.predict(self._env.observation(), deterministic=True)
-        scale = 2 * self._sigma(episode) / max(1 - floor, 1e-6)
+        scale = 2 * wider * self._sigma(episode) / max(1 - floor, 1e-6)
         return truncated_normal(float(action[0]), scale, rng)
 
     def _sigma(self, episode: int) -> float:
