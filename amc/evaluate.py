@@ -270,7 +270,7 @@ def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
                     f"labels of shape {tuple(labels.shape)} don't fit predictions of shape {tuple(found.shape)}; "
                     "give class numbers, one for each prediction, or a metric of your own (metric=… in Python)"
                 )
-            counted = labels != IGNORED
+            counted = labels.long() != IGNORED  # of bytes, -100 is 156
             right, count = right + int(((found == labels) & counted).sum()), count + int(counted.sum())
     return right / count if count else float("nan")
 

@@ -82,7 +82,7 @@ class _Rounds:
                 self.chooser.learn(setup.problem, self.study, trials, report)
             sampler.worth = partial(self.chooser.worth, setup.problem)
         found = self._trials(setup, trials, ends)
-        if time_limit and not self.chooser.affords(found.trials):
+        if time_limit and self.chooser.share and not self.chooser.affords(found.trials):
             self.chooser.share = 0.0  # so few trials leave nothing to be spent on anchors
             found = self._trials(setup, trials, time_limit)
         if self._front:

@@ -131,6 +131,7 @@ def test_what_stands_for_no_label_counts_neither_right_nor_wrong():
     eye, padded = torch.eye(4), torch.tensor([0, 1, -100, -100])
     assert accuracy(nn.Identity(), [(eye, padded)]) == 1.0
     assert accuracy(nn.Identity(), [(eye, padded), (eye, torch.tensor([1, 1, 2, 3]))]) == 5 / 6
+    assert accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 156], dtype=torch.uint8))]) == 3 / 4
 
 
 def test_accuracy_refuses_labels_of_another_shape():
