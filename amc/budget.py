@@ -73,10 +73,8 @@ def _parse_limit(text: str, known: Sequence[str]) -> LimitSpec:
         fraction = number / 100 if match[2] else number
         if not 0 < fraction <= 1:
             unit = {"latency": "ms", "size": "MB"}.get(name, "M")
-            raise BudgetError(
-                f"--budget {text} must be in (0, 1]; for an absolute limit write {name}={match[1]}{unit}, say, "
-                f"and {name}=50% for a percentage"
-            )
+            other = f"; for an absolute limit write {name}={match[1]}{unit}, say, and {name}=50% for a percentage"
+            raise BudgetError(f"--budget {text} must be in (0, 1]{other if number else ''}")
         return LimitSpec(name, fraction, True, text)
     if not 0 < number * units[match[2]] < math.inf:
         raise BudgetError(f"--budget {text}: an absolute limit must be above 0")
