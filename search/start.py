@@ -89,14 +89,14 @@ def prepare(
     Raises:
         AmcError: whatever in the settings can't be used. RunError, DataError: the model or the data have changed.
     """
+    for spec, own in ((settings.model, model), (settings.data, data)):
+        if own is None and names_code(spec):
+            allow(directory.path, spec)
     before = Resolved()
     if (directory / SETTINGS).exists():
         before = read_document(directory / SETTINGS, SettingsFile).resolved
     else:
         directory.write_json(SETTINGS, _document(settings))
-    for spec, own in ((settings.model, model), (settings.data, data)):
-        if own is None and names_code(spec):
-            allow(directory.path, spec)
     dense = directory / DENSE
     setup = compose(
         replace(

@@ -273,6 +273,22 @@ def test_a_factory_that_only_a_file_names_is_not_run(finished, tmp_path, monkeyp
     assert not (tmp_path / "boom").exists()
 
 
+def test_a_run_that_dies_as_it_begins_still_knows_whom_it_asked(tmp_path, monkeypatch):
+    class Died(BaseException):
+        pass
+
+    def dies(directory, name, value):
+        write(directory, name, value)
+        raise Died
+
+    write = RunDirectory.write_json
+    monkeypatch.setattr(RunDirectory, "write_json", dies)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with pytest.raises(Died):
+        main(words(tmp_path / "run", "random", 3))
+    assert resumed_settings(tmp_path / "run", {}).model == FACTORIES[1]
+
+
 def test_what_names_code():
     assert all(map(names_code, ("net.py:make", "package.module:Net", "dir/x.py:data")))
     assert not any(map(names_code, ("resnet20", "torchvision:resnet18", "timm:x", "hf:dir", "imagefolder:x", "npz:a")))
