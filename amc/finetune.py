@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amc.errors import DataError
 from amc.forward import call, device_of, logits, to_device
 from amc.seeding import seeded
 
@@ -95,7 +96,7 @@ def train(
     precision: of convolutions and matrix products (`torch.autocast`); weights and the loss stay as they are.
 
     Raises:
-        Diverged: the loss became NaN or infinite.
+        Diverged: the loss became NaN or infinite. DataError: a label is none of the model's classes.
     """
     losses: list[float] = []
     if steps == 0:
@@ -113,6 +114,8 @@ def train(
     for step, (inputs, labels) in enumerate(batches):
         with rounded_to(precision, device):
             output = logits(call(model, to_device(inputs, device)))
+        if loss is F.cross_entropy:
+            _check_classes(output, labels)
         value = loss(output.float() if output.dtype == precision else output, to_device(labels, device))
         losses.append(value.item())
         if not np.isfinite(losses[-1]):
@@ -131,6 +134,17 @@ def train(
     optimizer.zero_grad(set_to_none=True)
     model.eval()
     return losses
+
+
+def _check_classes(output: Tensor, labels: Any) -> None:
+    """Raises a DataError for a class number that the model has no output for; what else is wrong, the loss says."""
+    if isinstance(labels, Tensor) and not labels.is_floating_point() and output.dim() > 1 and labels.numel():
+        most, classes = int(labels.max()), output.shape[1]
+        if most >= classes:
+            raise DataError(
+                f"the label {most} is none of the model's {classes} classes, which are 0 to {classes - 1}: do model "
+                "and data belong together?"
+            )
 
 
 def rounded_to(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

@@ -24,7 +24,7 @@ from torch import nn
 import search as package
 from amc import evaluate as evaluate_module
 from amc import finetune as finetune_module
-from amc.errors import RunError, UsageError
+from amc.errors import DataError, RunError, UsageError
 from amc.evaluate import split
 from amc.files import disk_trouble, read_json
 from amc.finetune import Diverged
@@ -211,6 +211,13 @@ def test_a_diverged_fine_tune_is_repeated_at_a_lower_rate_and_then_left_out(setu
     assert rates == [0.02, 0.002]
     assert all(torch.isfinite(tensor).all() for tensor in candidate.model.state_dict().values())
     assert "is not fine-tuned" in caplog.text
+
+
+def test_a_label_beyond_the_models_classes_ends_the_run_by_name(tmp_path):
+    splits = {name: list(zip(*part.tensors, strict=True)) for name, part in data().items()}
+    splits["train"][40] = (splits["train"][40][0], torch.tensor(7))  # the first few are looked at before
+    with pytest.raises(DataError, match="the label 7 is none of the model's 4 classes, which are 0 to 3"):
+        run(model=net(), data=splits, budget="flops=0.5", trials=3, score_steps=2, out=tmp_path / "run")
 
 
 # ---- many trials
