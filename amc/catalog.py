@@ -20,6 +20,9 @@ MODELS: dict[str, tuple[str, str]] = {
     "densenet40": ("CIFAR DenseNet-40, growth 12 (Huang 2017)", "amc.architectures:densenet40"),
 }
 
+LIBRARIES = ("torchvision", "timm", "hf")
+"""Whose models are named as LIBRARY:NAME."""
+
 DATASETS: dict[str, tuple[str, str]] = {
     "digits": ("1,797 handwritten digits of 8x8, embedded", "amc.datasets:digits"),
     "imagefolder": ("DIR/train, DIR/val, DIR/test of one folder a class", "amc.datasets:imagefolder"),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.catalog import MODELS
+from amc.catalog import LIBRARIES, MODELS
 from amc.data import Data
 from amc.errors import ModelError
 from amc.forward import call, logits
@@ -96,7 +96,7 @@ def _build(spec: str, num_classes: int | None, in_channels: int | None, seed: in
         with seeded(seed, "model"):
             return factory(**{key: size for key, size in sizes.items() if size is not None})
     source, _, rest = spec.partition(":")
-    if source in ("torchvision", "timm", "hf") and rest:
+    if source in LIBRARIES and rest:
         from amc import libraries
 
         with seeded(seed, "model"):

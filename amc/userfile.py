@@ -21,6 +21,8 @@ from amc.seeding import seeded
 
 PRIVATE = "_amc_user_"
 """How the names begin under which files are loaded as modules."""
+_FOLDERS: list[str] = []
+"""Folders of users' files that were put on the search path, the latest first."""
 
 
 def load_attribute(spec: str, error: type[AmcError]) -> Any:
@@ -83,9 +85,27 @@ def _imported(name: str) -> ModuleType:
 
 
 def _look_in(folder: str) -> None:
-    """Modules are looked for there, too, after everywhere else."""
-    if folder not in sys.path:
-        sys.path.append(folder)
+    """Modules are looked for there, too: after everywhere else, but before the folders of files that came earlier.
+
+    What was imported from these under a name that this folder has as well is forgotten, so that two files with a
+    `utils.py` each get their own.
+    """
+    if folder in sys.path and folder not in _FOLDERS:
+        return
+    earlier = [other for other in _FOLDERS if other != folder]
+    tops = {name for name, module in list(sys.modules.items()) if "." not in name and _home(module) in earlier}
+    taken = {name for name in tops if Path(folder, name).is_dir() or Path(folder, f"{name}.py").exists()}
+    for name in [name for name in sys.modules if name.partition(".")[0] in taken]:
+        del sys.modules[name]
+    sys.path[:] = [other for other in sys.path if other not in _FOLDERS] + [folder, *earlier]
+    _FOLDERS[:] = [folder, *earlier]
+    importlib.invalidate_caches()
+
+
+def _home(module: ModuleType) -> str | None:
+    """The folder in which a top-level module or package was found."""
+    places = [*getattr(module, "__path__", ())] or [getattr(module, "__file__", None)]
+    return os.path.dirname(places[0]) if isinstance(places[0], str) else None
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -93,13 +113,13 @@ def _load_file(path: Path) -> ModuleType:
     content = path.read_bytes()
     # The name says where the code is from and what it says: loaded twice it is one module, edited it is a new one.
     name = f"{PRIVATE}{hashlib.sha256(str(path).encode() + content).hexdigest()[:16]}"
+    _look_in(str(path.parent))
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not Python source")
     module = importlib.util.module_from_spec(spec)
-    _look_in(str(path.parent))
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

@@ -133,6 +133,8 @@ def compose(
     check_device(settings)
     loaded_data = read_data(settings, data)
     check_recovery(settings, loaded_data, metric, finetune)
+    if model is None and dense_weights is None and is_trained_here(settings):
+        check_reachable([settings], loaded_data)
     loaded = load_dense(settings, loaded_data, model=model, weights=dense_weights, display=display)
     structure = trace_model(loaded, settings)
     costs: dict[str, Cost] = analytic(structure)
@@ -154,6 +156,18 @@ def compose(
     reward = resolve(REWARDS, settings.reward, "--reward")
     problem = Problem(structure.groups, budget, evaluator, costs=costs, reward=reward)
     return Setup(settings, loaded, loaded_data, structure, costs, order, evaluator, problem, augment, metric, bench)
+
+
+def check_reachable(settings: Sequence[Settings], data: Data) -> None:
+    """Raises a BudgetError unless each budget of one model that needs no measurement can be reached; trains nothing."""
+    one = settings[0]
+    weights = None if is_trained_here(one) else one.weights
+    loaded = load_model(one.model, weights=weights, data=data, input_shape=one.input_shape, seed=one.seed)
+    structure = trace_model(loaded, one)
+    costs = analytic(structure)
+    for each in settings:
+        specs = parse_budget(each.budget)
+        Budget.of(structure.groups, costs, [spec for spec in specs if spec.cost in costs])
 
 
 def evaluator_of(

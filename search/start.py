@@ -64,7 +64,7 @@ def resumed_settings(path: Path, given: Mapping[str, Any]) -> Settings:
     for name in ("model", "data"):
         spec = getattr(changed, name)
         if name not in given:
-            check_named(f"the run in {path}", path, spec, f"give it again: --resume --{name} {spec}")
+            check_named(f"the run in {path}", path, name, spec, f"give it again: --resume --{name} {spec}")
     return changed
 
 
@@ -89,8 +89,13 @@ def prepare(
     Raises:
         AmcError: whatever in the settings can't be used. RunError, DataError: the model or the data have changed.
     """
-    for spec, own in ((settings.model, model), (settings.data, data)):
-        if own is None and names_code(spec):
+    if elsewhere(settings) and any(own is not None for own in (model, data, metric, finetune)):
+        raise UsageError(
+            "--workers, --engine, --isolate and --trial-timeout need a model and data that are named, not objects: "
+            "other processes build them anew; write model='FILE.py:FACTORY', data='FILE.py:FACTORY'"
+        )
+    for option, spec, own in (("model", settings.model, model), ("data", settings.data, data)):
+        if own is None and names_code(option, spec):
             allow(directory.path, spec)
     before = Resolved()
     if (directory / SETTINGS).exists():
@@ -114,17 +119,15 @@ def prepare(
     )
     setup = replace(setup, settings=settings)
     _refuse_changes(directory.path, before, setup)
-    directory.write_json(SETTINGS, _document(settings, setup))
     if not dense.exists():
         save_weights(setup.loaded.model, dense)
     if not (directory / DENSE_ONNX).exists():
         export_onnx(setup.loaded.model, setup.loaded.inputs, directory / DENSE_ONNX)
-    if elsewhere(settings) and any(own is not None for own in (model, data, metric, finetune)):
-        raise UsageError(
-            "--workers, --engine, --isolate and --trial-timeout need a model and data that are named, not objects: "
-            "other processes build them anew; write model='FILE.py:FACTORY', data='FILE.py:FACTORY'"
-        )
-    return replace(setup, executor=executor_of(setup, dense))
+    setup = replace(setup, executor=executor_of(setup, dense))
+    directory.write_json(
+        SETTINGS, _document(settings, setup)
+    )  # last: what was refused is not what the run goes on with
+    return setup
 
 
 def _refuse_changes(path: Path, before: Resolved, setup: Setup) -> None:

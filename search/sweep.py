@@ -11,15 +11,14 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from amc.budget import Budget, parse_budget
-from amc.cost import analytic
+from amc.budget import parse_budget
 from amc.errors import AmcError, BudgetError, Interrupted, RunError, UsageError
 from amc.files import dump_json, write_atomic
 from search.anchors import hand_on
@@ -90,12 +89,14 @@ def start(given: Mapping[str, Any], text: str, out: str | None, display: Display
     Raises:
         AmcError: as `search` does, and before anything is trained where a budget is out of reach.
     """
+    from search.compose import check_reachable, read_data
+
     budgets = budgets_of(text)
     held = list(given.get("budget", ()))
     settings = [settings_from({**given, "budget": [*held, budget]}) for budget in budgets]
     if settings[0].storage is not None:
         raise UsageError("--sweep with --storage: each budget needs a study of its own; search them one by one")
-    check_reachable(settings)
+    check_reachable(settings, read_data(settings[0]))
     path = Path(out) if out else default_path(f"{settings[0].model}-sweep")
     if not (path.is_dir() and [entry.name for entry in path.iterdir()] == [FILE]):  # killed before its first run
         check_free(path)
@@ -153,22 +154,6 @@ def _clear(folder: Path) -> None:
     """Takes back what was shared with a run that was killed before it began."""
     for name in (*SHARED, ANCHORS):
         (folder / name).unlink(missing_ok=True)
-
-
-def check_reachable(settings: Sequence[Settings]) -> None:
-    """Raises a BudgetError unless every budget that needs no measurement can be reached; trains nothing."""
-    from amc.models import load_model
-    from search.compose import is_trained_here, read_data, trace_model
-
-    one = settings[0]
-    data = read_data(one)
-    weights = None if is_trained_here(one) else one.weights
-    loaded = load_model(one.model, weights=weights, data=data, input_shape=one.input_shape, seed=one.seed)
-    structure = trace_model(loaded, one)
-    costs = analytic(structure)
-    for each in settings:
-        specs = parse_budget(each.budget)
-        Budget.of(structure.groups, costs, [spec for spec in specs if spec.cost in costs])
 
 
 def _run_all(path: Path, runs: Mapping[str, Settings], display: Display) -> None:

@@ -14,16 +14,20 @@ from pathlib import Path
 
 import platformdirs
 
-from amc.catalog import DATASETS, MODELS
+from amc.catalog import DATASETS, LIBRARIES, MODELS
 from amc.errors import UsageError
 from amc.files import write_atomic
 
-_LIBRARIES = ("torchvision", "timm", "hf")
 
+def names_code(option: str, spec: str) -> bool:
+    """Whether what `--model` or `--data` names is a factory, which is code to be run.
 
-def names_code(spec: str) -> bool:
-    """Whether a `--model` or `--data` names a factory, which is code to be run."""
-    return ":" in spec and spec not in MODELS and spec.partition(":")[0] not in (*_LIBRARIES, *DATASETS)
+    option: `model` or `data`. Each is asked by its own rule, since `npz:build` is a file of data, or a module's model.
+    """
+    source, _, rest = spec.partition(":")
+    if option == "data":
+        return ":" in spec and source not in DATASETS
+    return ":" in spec and spec not in MODELS and not (source in LIBRARIES and rest)
 
 
 def allow(run: Path, spec: str) -> None:
@@ -39,9 +43,9 @@ def allowed(run: Path, spec: str) -> bool:
     return _note(run, spec).exists()
 
 
-def check_named(what: str, run: Path, spec: str, way_out: str) -> None:
-    """Raises a UsageError where `spec`, which a file names, is code that no user named for this run."""
-    if names_code(spec) and not allowed(run, spec):
+def check_named(what: str, run: Path, option: str, spec: str, way_out: str) -> None:
+    """Raises a UsageError where `spec`, which a file names for an option, is code that no user named for this run."""
+    if names_code(option, spec) and not allowed(run, spec):
         raise UsageError(
             f"{what} names code, {spec}, and a file can't make this program run code; if you know it, {way_out}"
         )

@@ -147,6 +147,23 @@ def test_an_edited_file_is_loaded_anew(file):
     assert type(load_model(f"{file}:Pair").model) is not first
 
 
+def test_files_of_two_folders_each_get_their_own_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for width in (3, 5):
+        folder = tmp_path / str(width)
+        (folder / "blocks_of_mine").mkdir(parents=True)
+        (folder / "blocks_of_mine" / "__init__.py").write_text("from blocks_of_mine.widths import WIDTH\n")
+        (folder / "blocks_of_mine" / "widths.py").write_text(f"WIDTH = {width}\n")
+        (folder / "late_of_mine.py").write_text(f"WIDTH = {width}\n")
+        (folder / "net.py").write_text(
+            "from torch import nn\nfrom blocks_of_mine import WIDTH\n"
+            "def net():\n    import late_of_mine\n    return nn.Linear(WIDTH, late_of_mine.WIDTH)\n"
+        )
+    for width in (3, 5, 3):
+        weight = load_model(f"{tmp_path / str(width)}/net.py:net", input_shape=(1, width)).model.weight
+        assert weight.shape == (width, width)
+
+
 def test_factory_of_a_module_and_a_module_itself():
     loaded = load_model("amc.architectures:resnet20", input_shape=(1, 3, 32, 32))
     assert loaded.name == "amc.architectures:resnet20"

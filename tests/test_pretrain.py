@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+import search
 from amc import pretrain
 from amc.data import load_data
-from amc.errors import ModelError
+from amc.errors import BudgetError, ModelError
 from amc.pretrain import Recipe, pretrained
 from amc.weights import weights_sha256
 
@@ -85,6 +86,7 @@ def test_a_model_without_a_recipe_asks_for_weights():
 
 RACE = """
 import sys
+import search
 from amc import pretrain
 from amc.data import load_data
 from amc.weights import weights_sha256
@@ -113,3 +115,10 @@ def test_the_default_is_accurate():
         images, labels = split.batch(np.arange(len(split)))
         with torch.no_grad():
             assert (model(images).argmax(1) == labels).float().mean() > 0.97
+
+
+def test_a_budget_out_of_reach_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(pretrain, "_train", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(BudgetError, match="lowest reachable: flops=0.0"):
+        search.build(budget="flops=0.00001")

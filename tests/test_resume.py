@@ -20,6 +20,7 @@ from benchmarks.faults.disk import FAULTS, disk_campaign
 from benchmarks.faults.harness import HERE, finished_trials, harness, words
 from benchmarks.faults.hostile import Bomb
 from benchmarks.faults.kills import kill_campaign, tiny_job
+from benchmarks.faults.tiny import data, net
 from search import job
 from search.cli import main
 from search.job import run
@@ -242,6 +243,16 @@ def test_settings_that_no_run_writes_are_refused_by_field(copy, damage, says, ca
     assert said.count("\n") == 1
 
 
+def test_what_a_resume_was_refused_is_not_kept(tmp_path):
+    def go_on(**more):
+        return run(model=net(), data=data(), out=tmp_path / "run", resume=True, **more)
+
+    run(model=net(), data=data(), out=tmp_path / "run", budget="flops=0.5", trials=2, strategy="random", score_steps=0)
+    with pytest.raises(UsageError, match="--workers"):
+        go_on(trials=4, workers=2)
+    assert go_on(trials=3).summary["search"]["trials"] == 3
+
+
 # ---- code is named on the command line
 
 
@@ -290,8 +301,13 @@ def test_a_run_that_dies_as_it_begins_still_knows_whom_it_asked(tmp_path, monkey
 
 
 def test_what_names_code():
-    assert all(map(names_code, ("net.py:make", "package.module:Net", "dir/x.py:data")))
-    assert not any(map(names_code, ("resnet20", "torchvision:resnet18", "timm:x", "hf:dir", "imagefolder:x", "npz:a")))
+    for code in ("net.py:make", "package.module:Net", "dir/x.py:data"):
+        assert names_code("model", code)
+        assert names_code("data", code)
+    assert not any(names_code("model", known) for known in ("resnet20", "torchvision:resnet18", "timm:x", "hf:dir"))
+    assert not any(names_code("data", known) for known in ("digits", "imagefolder:x", "npz:a"))
+    assert all(names_code("model", module) for module in ("npz:build", "digits:net", "imagefolder:x", "timm:"))
+    assert all(names_code("data", file) for file in ("timm:x/d.py:splits", "torchvision:x.py:f", "hf:x"))
 
 
 # ---- one owner

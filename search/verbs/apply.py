@@ -42,7 +42,7 @@ def execute(arguments: argparse.Namespace) -> Any:
     policy = load_policy(arguments.policy)
     name = policy.model.name
     if "model" not in given:
-        check_named(arguments.policy, Path(arguments.policy).parent, name, f"give it: --model {name}")
+        check_named(arguments.policy, Path(arguments.policy).parent, "model", name, f"give it: --model {name}")
     display = Display(quiet=arguments.quiet, json=arguments.json)
     settings = settings_from({"model": name, **given})
     data = read_data(settings) if "data" in given or is_trained_here(settings) else None
