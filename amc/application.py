@@ -26,7 +26,7 @@ from amc.files import read_json
 from amc.forward import call
 from amc.groups import Group, Structure
 from amc.importance import rank
-from amc.models import Inputs, load_model, placed
+from amc.models import MOST_ELEMENTS, Inputs, load_model, placed
 from amc.modes import evaluating
 from amc.policy import GroupPolicy, Policy, load_policy
 from amc.problem import allowed
@@ -36,9 +36,6 @@ from amc.verify import verify
 from amc.weights import load_weights, structure_sha256, weights_sha256
 
 log = logging.getLogger("amc")
-
-MOST_ELEMENTS = 2**28
-"""Of an example input that is drawn for a policy, which may come from a stranger: a gigabyte of float32."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,8 @@ def applied(
     batches: Sequence[tuple[Any, Any]] | None = None,
 ) -> Application:
     """As `apply`, with what was found on the way."""
+    if not isinstance(policy, Policy):
+        raise PolicyError(f"{policy!r} is a {type(policy).__name__}; give what amc.load_policy(path) returns")
     if structure_sha256(model) != policy.model.structure_sha256 and not force:
         raise PolicyError(
             f"the policy was found for another structure than this model's ({policy.model.name}); "

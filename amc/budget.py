@@ -72,8 +72,9 @@ def _parse_limit(text: str, known: Sequence[str]) -> LimitSpec:
     if match[2] in ("", "%"):
         fraction = number / 100 if match[2] else number
         if not 0 < fraction <= 1:
-            unit = {"latency": "ms", "size": "MB"}.get(name, "M")
-            other = f"; for an absolute limit write {name}={match[1]}{unit}, say, and {name}=50% for a percentage"
+            count = f"{match[1]}M" if number < 100 else f"{number / 1000:g}k"
+            absolute = {"latency": f"{match[1]}ms", "size": f"{match[1]}MB"}.get(name, count)
+            other = f"; for an absolute limit write {name}={absolute}, say, and {name}=50% for a percentage"
             raise BudgetError(f"--budget {text} must be in (0, 1]{other if number else ''}")
         return LimitSpec(name, fraction, True, text)
     if not 0 < number * units[match[2]] < math.inf:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from amc.errors import DataError, UsageError
-from amc.finetune import Batch, Split, draw, train
+from amc.finetune import IGNORED, Batch, Split, draw, train
 from amc.forward import call, device_of, logits, to_device
 from amc.groups import Structure
 from amc.layout import arranged
@@ -37,8 +37,6 @@ Tune = Callable[[nn.Module, int], object]
 Watch = Callable[[str, int, int], object]
 """Called with (rung, steps done, steps in all) while a policy is scored."""
 
-IGNORED = -100
-"""A label that stands for none: cross entropy leaves it out, and so does the accuracy."""
 
 log = logging.getLogger("amc")
 

@@ -26,6 +26,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], object]
 _log = logging.getLogger("amc")
 
+IGNORED = -100
+"""A label that stands for none: cross entropy leaves it out, and so does the accuracy."""
 AUGMENTATIONS = ("crop", "flip")
 
 
@@ -43,6 +45,19 @@ class Split(Protocol):
         ...
 
 
+def cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
+    """Torch's, but for a class number that the model has no output for, which raises a DataError."""
+    if isinstance(labels, Tensor) and not labels.is_floating_point() and output.dim() > 1:
+        classes = output.shape[1]
+        strange = labels[(labels >= classes) | ((labels < 0) & (labels != IGNORED))]
+        if len(strange):
+            raise DataError(
+                f"the label {int(strange[0])} is none of the model's {classes} classes, which are 0 to {classes - 1}: "
+                "do model and data belong together?"
+            )
+    return F.cross_entropy(output, labels)
+
+
 def finetune(
     model: nn.Module,
     split: Split,
@@ -53,7 +68,7 @@ def finetune(
     batch: int = 128,
     weight_decay: float = 1e-4,
     augment: Sequence[str] = (),
-    loss: Loss = F.cross_entropy,
+    loss: Loss = cross_entropy,
     precision: torch.dtype = torch.float32,
     seed: int = 0,
     progress: Progress | None = None,
@@ -87,7 +102,7 @@ def train(
     steps: int,
     lr: float,
     weight_decay: float = 1e-4,
-    loss: Loss = F.cross_entropy,
+    loss: Loss = cross_entropy,
     precision: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> list[float]:
@@ -114,8 +129,6 @@ def train(
     for step, (inputs, labels) in enumerate(batches):
         with rounded_to(precision, device):
             output = logits(call(model, to_device(inputs, device)))
-        if loss is F.cross_entropy:
-            _check_classes(output, labels)
         value = loss(output.float() if output.dtype == precision else output, to_device(labels, device))
         losses.append(value.item())
         if not np.isfinite(losses[-1]):
@@ -134,17 +147,6 @@ def train(
     optimizer.zero_grad(set_to_none=True)
     model.eval()
     return losses
-
-
-def _check_classes(output: Tensor, labels: Any) -> None:
-    """Raises a DataError for a class number that the model has no output for; what else is wrong, the loss says."""
-    if isinstance(labels, Tensor) and not labels.is_floating_point() and output.dim() > 1 and labels.numel():
-        most, classes = int(labels.max()), output.shape[1]
-        if most >= classes:
-            raise DataError(
-                f"the label {most} is none of the model's {classes} classes, which are 0 to {classes - 1}: do model "
-                "and data belong together?"
-            )
 
 
 def rounded_to(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

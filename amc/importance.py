@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.catalog import CRITERIA
 from amc.errors import ModelError, UsageError
+from amc.finetune import cross_entropy
 from amc.forward import device_of, logits, to_device
 from amc.groups import Group, Slice, Structure
 from amc.registry import resolve, suggest
@@ -57,7 +57,7 @@ def rank(
     criterion: str = "l1",
     *,
     batches: Sequence[tuple[Any, Any]] | None = None,
-    loss: Loss = F.cross_entropy,
+    loss: Loss = cross_entropy,
     aggregate: str = "sum",
     normalize: str = "none",
     seed: int = 0,
@@ -91,7 +91,7 @@ def importance(
     criterion: str = "l1",
     *,
     batches: Sequence[tuple[Any, Any]] | None = None,
-    loss: Loss = F.cross_entropy,
+    loss: Loss = cross_entropy,
     aggregate: str = "sum",
     normalize: str = "none",
     seed: int = 0,
@@ -136,7 +136,7 @@ class Evidence:
     structure: Structure
     criterion: str = "l1"
     given: Sequence[tuple[Any, Any]] | None = None
-    given_loss: Loss = F.cross_entropy
+    given_loss: Loss = cross_entropy
     seed: int = 0
 
     @property

@@ -7,6 +7,7 @@ example inputs at batch 1, and compared with the data.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from amc.seeding import derive, seeded
 from amc.userfile import call_factory, describe
 from amc.weights import load_weights
 
+MOST_ELEMENTS = 2**28
+"""Of an example input that is drawn: a gigabyte of float32. A policy's, too, which may come from a stranger."""
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
 
 SHAPES = {"digits_resnet": (1, 1, 8, 8)}
@@ -123,6 +126,8 @@ def _shapes(input_shape: Sequence[int] | Sequence[Sequence[int]] | None) -> list
     for shape in shapes:
         if not shape or min(shape) < 1:
             raise ModelError(f"--input-shape {' '.join(map(str, shape))} must be lengths above 0, e.g. 1 3 32 32")
+        if math.prod(shape) > MOST_ELEMENTS:
+            raise ModelError(f"--input-shape {' '.join(map(str, shape))} is more than {MOST_ELEMENTS:,} numbers")
     return shapes
 
 

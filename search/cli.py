@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if disk is not None:
             said = f"{disk} ({reason}); what was written before is whole, and --resume goes on with a run"
             return _fail(said, 1, as_json)
-        return _fail(f"unexpected error: {reason}. --verbose shows where", 1, as_json)
+        return _fail(f"unexpected error: {reason.rstrip('.')}. --verbose shows where", 1, as_json)
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from amc.cost import Cost, analytic
 from amc.coupling import trace
 from amc.data import Data, Split, load_data
 from amc.errors import BudgetError, DataError, ModelError, UsageError
-from amc.evaluate import IGNORED, Evaluator, Metric, ScoreSettings, Tune, in_memory
-from amc.finetune import AUGMENTATIONS
+from amc.evaluate import Evaluator, Metric, ScoreSettings, Tune, in_memory
+from amc.finetune import AUGMENTATIONS, IGNORED
 from amc.forward import device_of, to_device
 from amc.groups import Structure
 from amc.importance import rank
@@ -127,6 +127,9 @@ def compose(
         AmcError: whatever in the settings can't be used.
     """
     display = display or Display(quiet=True)
+    for option, given in (("metric", metric), ("finetune", finetune)):
+        if given is not None and not callable(given):
+            raise UsageError(f"{option}={given!r} can't be called; give a function")
     specs = parse_budget(settings.budget) if settings.budget else ()
     if budget_required and not specs:
         raise BudgetError("--budget is required: say what the model must fit, as in --budget flops=0.5")
@@ -220,15 +223,22 @@ def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetu
 
 
 def _check_labels(name: str, split: Split) -> None:
-    """Raises a DataError if the first labels are no class numbers; accuracy takes these as floats, too."""
-    labels = split.batch(range(min(len(split), FIRST)))[1] if isinstance(split, DatasetSplit) else None
+    """Raises a DataError if the first labels are no class numbers nor their shares.
+
+    Accuracy takes class numbers as floats, too. The others are met by the loss.
+    """
+    if not isinstance(split, DatasetSplit):
+        return  # ours are right
+    labels = split.batch(range(min(len(split), FIRST)))[1]
     if isinstance(labels, tuple | list) and any(isinstance(label, str) for label in labels):
         raise DataError(
             f"the `{name}` split's labels are text, as in {labels[0]!r}; give class numbers from 0 on, or "
             f"{'metric' if name == 'val' else 'finetune'}=… of your own in Python"
         )
-    if not isinstance(labels, torch.Tensor) or labels.is_complex() or (labels.is_floating_point() and labels.dim() > 1):
-        return  # ours are right; and accuracy, or the loss, knows what to say of others
+    if not isinstance(labels, torch.Tensor) or labels.is_complex():
+        return  # accuracy, or the loss, knows what to say of them
+    if labels.is_floating_point() and labels.dim() > 1 and (name == "val" or _shares(labels)):
+        return
     whole = bool((labels == labels.round()).all()) if labels.is_floating_point() else True
     trained = labels.is_floating_point() or bool(((labels < 0) & (labels != IGNORED)).any())
     if not whole or (name == "train" and trained):
@@ -236,6 +246,12 @@ def _check_labels(name: str, split: Split) -> None:
             f"the `{name}` split's labels are {labels.dtype}, as in {labels.flatten()[:3].tolist()}; they must be "
             f"class numbers from 0 on, or give {'metric' if name == 'val' else 'finetune'}=… of your own in Python"
         )
+
+
+def _shares(labels: torch.Tensor) -> bool:
+    """Whether floats `(N, classes, ...)` are shares of classes, as after label smoothing or mixup."""
+    sums = labels.float().sum(1)
+    return labels.shape[1] > 1 and bool((labels >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=0.01)
 
 
 def read_data(settings: Settings, data: Any = None) -> Data:

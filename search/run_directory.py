@@ -170,8 +170,9 @@ def owned(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
         with _logged(path / LOG):
             try:
                 yield directory
-            except AmcError as error:
-                discard = error.exit_status == 2 and not resume and not (path / STUDY).exists()
+            except Exception as error:
+                ours = isinstance(error, AmcError) and error.exit_status != 2
+                discard = not (ours or resume or (path / STUDY).exists())
                 raise
     finally:
         with contextlib.suppress(OSError):

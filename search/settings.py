@@ -39,12 +39,18 @@ def seconds(text: str) -> float:
     return value
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A reader of whole numbers from `least` on."""
+MOST_THREADS = 1024
+"""More than any device has; far more end a process instead of an option."""
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A reader of whole numbers from `least` on, and up to `most`."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
             raise ValueError(f"write a whole number of at least {least}")
+        if most is not None and int(text) > most:
+            raise ValueError(f"write a whole number of at most {most}")
         return int(text)
 
     return read
@@ -103,12 +109,17 @@ class Settings:
         None,
         "data",
         "mean of each image channel, in [0, 1] (default: the data set's own, ImageNet's for your images)",
-        parse=float,
+        parse=number(-1e4, 1e4),
         nargs="+",
         metavar="M",
     )
     std: tuple[float, ...] | None = option(
-        None, "data", "standard deviation of each image channel (default likewise)", parse=float, nargs="+", metavar="S"
+        None,
+        "data",
+        "standard deviation of each image channel (default likewise)",
+        parse=number(1e-6, 1e4),
+        nargs="+",
+        metavar="S",
     )
     input_size: tuple[int, ...] | None = option(
         None, "data", "height and width that images are scaled to", parse=whole(1), nargs="+", metavar="PIXELS"
@@ -149,7 +160,7 @@ class Settings:
         flag=True,
     )
     reward: str = option("accuracy", "search", "what is maximized", choices=REWARDS, metavar="NAME")
-    seed: int = option(0, "search", "seeds everything", parse=whole(0), metavar="N")
+    seed: int = option(0, "search", "seeds everything", parse=whole(0, 2**32 - 1), metavar="N")
     tensorboard: bool = option(
         False, "search", "also write scalars for TensorBoard, to DIR/tensorboard", parse=truth, flag=True, resume=True
     )
@@ -240,7 +251,9 @@ class Settings:
         "local", "device", "where latency is measured: local, ssh://USER@HOST:PORT or a table file", metavar="DEVICE"
     )
     latency_batch: int = option(1, "device", "batch size of latency", parse=whole(1), metavar="N")
-    latency_threads: int = option(1, "device", "ONNX Runtime threads of latency", parse=whole(1), metavar="N")
+    latency_threads: int = option(
+        1, "device", "ONNX Runtime threads of latency", parse=whole(1, MOST_THREADS), metavar="N"
+    )
     latency_providers: tuple[str, ...] = option(
         ("cpu",),
         "device",

@@ -213,10 +213,11 @@ def test_a_diverged_fine_tune_is_repeated_at_a_lower_rate_and_then_left_out(setu
     assert "is not fine-tuned" in caplog.text
 
 
-def test_a_label_beyond_the_models_classes_ends_the_run_by_name(tmp_path):
+@pytest.mark.parametrize("label", [7, -1])
+def test_a_label_beyond_the_models_classes_ends_the_run_by_name(tmp_path, label):
     splits = {name: list(zip(*part.tensors, strict=True)) for name, part in data().items()}
-    splits["train"][40] = (splits["train"][40][0], torch.tensor(7))  # the first few are looked at before
-    with pytest.raises(DataError, match="the label 7 is none of the model's 4 classes, which are 0 to 3"):
+    splits["train"][40] = (splits["train"][40][0], torch.tensor(label))  # the first few are looked at before
+    with pytest.raises(DataError, match=f"the label {label} is none of the model's 4 classes, which are 0 to 3"):
         run(model=net(), data=splits, budget="flops=0.5", trials=3, score_steps=2, out=tmp_path / "run")
 
 

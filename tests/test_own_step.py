@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 import amc
 import search
-from amc.errors import AmcError, DataError, UsageError
+from amc.errors import AmcError, DataError, PolicyError, UsageError
 
 QUICK = {
     "trials": 3,
@@ -114,7 +114,13 @@ def test_class_numbers_of_any_integer_type_are_trained_on(labels):
 
 
 @pytest.mark.parametrize(
-    ("labels", "split"), [(CLASSES.float(), "train"), (2 * CLASSES - 1, "train"), (torch.randn(64), "val")]
+    ("labels", "split"),
+    [
+        (CLASSES.float(), "train"),
+        (2 * CLASSES - 1, "train"),
+        (torch.randn(64), "val"),
+        (torch.randn(64, 2), "train"),
+    ],
 )
 def test_labels_that_are_no_class_numbers_are_refused(labels, split):
     """Accuracy compares what cross-entropy would not take: whole numbers as floats, and -1 for what has no class."""
@@ -125,6 +131,32 @@ def test_labels_that_are_no_class_numbers_are_refused(labels, split):
         search.build(model=classifier(), data=data, budget="flops=0.5", metric=lambda model: 0.5)
     own = {"metric": lambda model: 0.5, "finetune": lambda model, steps: None}
     assert search.build(model=classifier(), data=data, budget="flops=0.5", **own).groups
+
+
+def test_shares_of_classes_are_trained_on():
+    shares = torch.nn.functional.one_hot(CLASSES).float() * 0.9 + 0.05
+    data = {"train": TensorDataset(torch.randn(64, 4), shares), "val": TensorDataset(torch.randn(64, 4), CLASSES)}
+    problem = search.build(model=classifier(), data=data, budget="flops=0.5", score_steps=2)
+    assert 0 <= problem.evaluate(problem.admit([4])).accuracy <= 1
+
+
+@pytest.mark.parametrize("given", [{"metric": "acc"}, {"finetune": 3}])
+def test_what_is_no_function_is_refused_and_leaves_nothing(images, given):
+    with pytest.raises(UsageError, match="can't be called; give a function"):
+        search.run(model=net(), data={"train": images, "val": images}, budget="flops=0.5", out="run", **given)
+    assert not Path("run").exists()
+
+
+def test_a_metric_that_raises_on_the_dense_model_leaves_nothing(images):
+    given = {"metric": lambda model: 1 / 0, "finetune": lambda model, steps: None}
+    with pytest.raises(ZeroDivisionError):
+        search.run(model=net(), data={"train": images, "val": images}, budget="flops=0.5", out="run", **given)
+    assert not Path("run").exists()
+
+
+def test_a_path_is_no_policy():
+    with pytest.raises(PolicyError, match=r"give what amc.load_policy\(path\) returns"):
+        amc.apply(net(), Path("policy.json"))
 
 
 def test_labels_are_judged_as_the_data_set_gives_them():
