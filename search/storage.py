@@ -113,29 +113,34 @@ def stored_trials(path: Path) -> list[FrozenTrial]:
     Raises:
         RunError: the file is damaged or no study of a run.
     """
-    with _copied(path) as copy:
-        trouble = _trouble(copy)
-        if trouble:
-            raise RunError(f"{path} can't be read as a study: it {trouble}")
-        try:
+    try:
+        with _copied(path) as copy:
+            trouble = _trouble(copy)
+            if trouble:
+                raise RunError(f"{path} can't be read as a study: it {trouble}")
             storage = _sqlite(copy)
             try:
                 with _one_message():
                     return storage.get_all_trials(storage.get_study_id_from_name("search"), deepcopy=False)
             finally:
                 storage.engine.dispose()
-        except Exception as error:  # a broken database fails in as many ways as Optuna and SQLAlchemy have
-            raise RunError(f"{path} can't be read as a study: {_first_line(error)}") from None
+    except RunError:
+        raise
+    except Exception as error:  # a broken database fails in as many ways as Optuna and SQLAlchemy have
+        if disk_trouble(error):
+            raise
+        raise RunError(f"{path} can't be read as a study: {_first_line(error)}") from None
 
 
 @contextmanager
 def _copied(path: Path) -> Iterator[Path]:
     """A copy of an SQLite file in a folder of its own, with what its writer has not yet folded into it."""
     with tempfile.TemporaryDirectory() as folder:
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(OSError):
-                shutil.copyfile(f"{path}{suffix}", Path(folder, f"study.db{suffix}"))
-        yield Path(folder, "study.db")
+        copy = Path(folder, "study.db")
+        shutil.copyfile(path, copy)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(f"{path}-wal", f"{copy}-wal")
+        yield copy
 
 
 def _trouble(path: Path, *, counting: bool = False) -> str | None:

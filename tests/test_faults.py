@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import pickle
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -256,6 +258,18 @@ def test_a_damaged_study_is_reported_with_what_can_be_read_of_it(tmp_path):
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(RunError, match="is damaged"):
         open_storage(path)
+
+
+def test_a_full_disk_is_not_taken_for_a_damaged_study(tmp_path, monkeypatch):
+    def full(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:5000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    a_study(tmp_path / "study.db", trials=2)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        stored_trials(tmp_path / "study.db")
+    assert disk_trouble(raised.value) == "the disk is full"
 
 
 def test_a_study_whose_damage_is_no_text_is_refused(tmp_path):
