@@ -62,6 +62,9 @@ def open_storage(path: Path) -> RDBStorage:
             for study in copy.get_all_studies():
                 copy.get_all_trials(study._study_id, deepcopy=False)  # text that is no JSON shows here, not later
     else:  # whole or not at all: Optuna does not go on with half of its tables
+        for suffix in ("-wal", "-shm"):  # SQLite would play another study's log onto this one
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{path}{suffix}").replace(f"{path}.damaged{suffix}")
         write_atomic(path, _empty())
     storage = _sqlite(path, connect_args={"timeout": 60})
     event.listen(storage.engine, "connect", _set_pragmas)
@@ -169,9 +172,11 @@ def _trouble(path: Path, *, counted: Path | None = None) -> str | None:
 
 
 def _way_out(path: Path) -> str:
+    there = [suffix for suffix in ("", "-wal", "-shm") if Path(f"{path}{suffix}").exists()]
+    moves = "; ".join(f"mv {path.name}{suffix} {path.name}.damaged{suffix}" for suffix in there)
     return (
-        f"Put a copy of it back that is whole, or move it away (mv {path.name} {path.name}.damaged) and resume: the "
-        "search then starts again, on the dense weights that it had"
+        f"Move it away ({moves}), put a copy of it back if you have one that is whole, and resume: without a copy, the "
+        "search starts again, on the dense weights that it had"
     )
 
 

@@ -292,9 +292,20 @@ def test_a_damaged_study_that_is_refused_stays_as_it_is_with_its_log(tmp_path):
     (tmp_path / "study.db-shm").unlink()
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert len(before["study.db-wal"]) > 0
-    with pytest.raises(RunError, match=r"is damaged .* 20 finished trials can still be read"):
+    with pytest.raises(RunError, match=r"is damaged .* 20 finished trials can still be read") as refused:
         open_storage(path)
+    assert "(mv study.db study.db.damaged; mv study.db-wal study.db.damaged-wal)" in str(refused.value)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_study_that_was_moved_away_leaves_no_log_to_the_next(tmp_path):
+    killed_study(tmp_path)
+    path, log = tmp_path / "study.db", (tmp_path / "study.db-wal").read_bytes()
+    path.rename(tmp_path / "study.db.damaged")
+    a_study(path, trials=2)
+    assert [trial.number for trial in stored_trials(path)] == [0, 1]
+    assert (tmp_path / "study.db.damaged-wal").read_bytes() == log
+    assert len(stored_trials(tmp_path / "study.db.damaged")) == 20, "the log is still its own"
 
 
 def test_a_study_whose_damage_is_no_text_is_refused(tmp_path):
