@@ -43,6 +43,9 @@ LOCK = 0x616D63
 WAITS = (0.25, 0.5, 1, 2, 4, 8, 15, 15)
 """Seconds between the tries to reach a database that went away."""
 
+STUDY_LIMIT = 2**30
+"""Bytes of a study that is only read; it may be a stranger's."""
+
 T = TypeVar("T")
 
 log = logging.getLogger("amc")
@@ -106,8 +109,10 @@ def stored_trials(path: Path) -> list[FrozenTrial]:
     """The trials of a run's study.
 
     Raises:
-        RunError: the file is damaged or no study of a run.
+        RunError: the file is too large, damaged or no study of a run.
     """
+    if path.stat().st_size > STUDY_LIMIT:
+        raise RunError(f"{path} is larger than {STUDY_LIMIT >> 20} MiB; it was not read")
     with _reading(path) as copy:
         return copy.get_all_trials(copy.get_study_id_from_name("search"), deepcopy=False)
 
