@@ -31,6 +31,8 @@ FINETUNED = ".finetuned-"
 """Models on the way to a result, which the result makes needless."""
 SETTINGS, DENSE, DENSE_ONNX, STUDY = "settings.json", "dense.safetensors", "dense.onnx", "study.db"
 POLICY, MODEL, MODEL_ONNX = "policy.json", "model.safetensors", "model.onnx"
+FRONT = "front-"
+"""How the names of a front's policy files begin."""
 RESULT, REPORT, TABLE, ANCHORS = "result.json", "report.html", "latency-table.json", "anchors.json"
 SENSITIVITY = "sensitivity.json"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -81,14 +83,21 @@ class RunDirectory:
     def settle(self) -> None:
         """Ends what a killed owner began: moves complete results into place, and drops what is half made.
 
-        The result goes last, and an earlier one first, so that nobody takes a mixture for a finished run.
+        The result goes last, and an earlier one first, so that nobody takes a mixture for a finished run. The policies
+        of a front follow the final one: while that is still to be moved, those in place are of an earlier result.
         """
         complete = self / COMPLETE
         if complete.is_dir():
-            names = sorted((entry.name for entry in complete.iterdir()), key=lambda name: (name == RESULT, name))
+            names = sorted(
+                (entry.name for entry in complete.iterdir()),
+                key=lambda name: (name == RESULT, name.startswith(FRONT), name),
+            )
             for stale in (RESULT, REPORT):
                 if RESULT in names:
                     (self / stale).unlink(missing_ok=True)
+            if POLICY in names:
+                for path in self.path.glob(f"{FRONT}*.json"):
+                    path.unlink()
             for name in names:
                 (complete / name).replace(self / name)
             for path in self.path.glob(f"{FINETUNED}*"):
