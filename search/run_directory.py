@@ -114,7 +114,7 @@ def check_free(path: Path) -> None:
     """Raises a RunError unless a new run may use `path`: it doesn't exist, or is an empty folder."""
     if path.exists() and not path.is_dir():
         raise RunError(f"--out {path} is a file; give a folder that doesn't exist yet, or an empty one")
-    if path.is_dir() and any(not _is_trace(entry.name) for entry in path.iterdir()):
+    if path.is_dir() and not is_unused(path):
         way = "go on with its run by `amc search --resume`, or give" if (path / SETTINGS).is_file() else "give"
         raise RunError(f"--out {path} exists and is not empty; {way} another folder")
 
@@ -140,9 +140,9 @@ def check_writable(option: str, path: Path) -> None:
             remove_empty(made)
 
 
-def _is_trace(name: str) -> bool:
-    """Whether a file is what a run leaves that was killed before it wrote its settings."""
-    return name in (LOCK, OWNER, LOG) or _TEMPORARY.fullmatch(name) is not None
+def is_unused(path: Path) -> bool:
+    """Whether a folder holds nothing but what a run leaves that was killed before it wrote its settings."""
+    return all(entry.name in (LOCK, OWNER, LOG) or _TEMPORARY.fullmatch(entry.name) for entry in path.iterdir())
 
 
 def check_resumable(path: Path) -> None:
