@@ -131,9 +131,13 @@ class _File(BaseModel):
 
 
 def hand_on(source: RunDirectory, target: RunDirectory) -> None:
-    """Lets a run that begins learn from the anchors of a finished one, and of those that this one learned from."""
+    """Lets a run that begins learn from the anchors of a finished one, and of those that this one learned from.
+
+    They go by their widths: which worker was done first must not show, not even in the last digit of a sum.
+    """
     found = _read(source)
-    own = tuple(kept for kept in found.anchors if kept.score is not None)
+    scored = (kept for kept in found.anchors if kept.score is not None)
+    own = tuple(sorted(scored, key=lambda kept: (sorted(kept.widths.items()), kept.steps)))
     shared = tuple(run for run in (*found.shared, own) if run)
     if shared:
         target.write_json(ANCHORS, _File(shared=shared).model_dump())

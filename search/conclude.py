@@ -20,11 +20,11 @@ from latency.memory import resources
 from search.compose import Setup
 from search.display import Display
 from search.finish import Candidate, measure_latency, policy_of, result_of
-from search.front import FRONT, front_lines, front_policy
+from search.front import front_lines, front_policy
 from search.layers import layer_figures
 from search.numbers import metric_name
 from search.report import notebook_html, write_report
-from search.run_directory import DENSE_ONNX, MODEL, MODEL_ONNX, POLICY, RESULT, RunDirectory
+from search.run_directory import DENSE_ONNX, FRONT, MODEL, MODEL_ONNX, POLICY, RESULT, RunDirectory
 from search.settings import Settings
 from search.start import versions
 from search.study import SearchResult
@@ -107,8 +107,6 @@ def conclude(
         summary = result_of(setup, dense, winner, uniform, readings, memory, searched, proxy)
         summary |= {"layers": layers} | ({"front": front_lines(front)} if front else {})
         RunDirectory(new).write_json(RESULT, summary)
-    for stale in set(directory.path.glob(f"{FRONT}*.json")) - {directory / name for name in front}:
-        stale.unlink()
     report(directory)
     return Result(policy, winner.model, directory.path, summary)
 

@@ -23,7 +23,6 @@ from amc.policy import Policy, load_policy
 if TYPE_CHECKING:
     from search.sensitivity import Sensitivity
 
-STUDY_LIMIT = 2**30
 NOT_COSTS = {"accuracy", "reward", "seconds"}
 
 Number = int | float
@@ -278,8 +277,6 @@ def read_trials(path: Path) -> tuple[TrialRecord, ...]:
         RunError: the file is missing, too large, or not a study.
     """
     _regular(path)
-    if path.stat().st_size > STUDY_LIMIT:
-        raise RunError(f"{path} is larger than {STUDY_LIMIT >> 20} MiB; it was not read")
     from optuna.trial import TrialState
 
     from search.storage import stored_trials  # needs Optuna, which a report without trials does without

@@ -32,8 +32,6 @@ from search.strategies.moves import MovingSampler
 from search.strategies.uniform import uniform_policy
 from search.study import SearchResult, outcomes
 
-FRONT = "front-"
-"""How the names of a front's policy files begin."""
 REFERENCES = 6
 """Uniform policies that all others are compared with."""
 GOLDEN = 0.6180339887498949

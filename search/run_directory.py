@@ -31,6 +31,8 @@ FINETUNED = ".finetuned-"
 """Models on the way to a result, which the result makes needless."""
 SETTINGS, DENSE, DENSE_ONNX, STUDY = "settings.json", "dense.safetensors", "dense.onnx", "study.db"
 POLICY, MODEL, MODEL_ONNX = "policy.json", "model.safetensors", "model.onnx"
+FRONT = "front-"
+"""How the names of a front's policy files begin."""
 RESULT, REPORT, TABLE, ANCHORS = "result.json", "report.html", "latency-table.json", "anchors.json"
 SENSITIVITY = "sensitivity.json"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -81,14 +83,21 @@ class RunDirectory:
     def settle(self) -> None:
         """Ends what a killed owner began: moves complete results into place, and drops what is half made.
 
-        The result goes last, and an earlier one first, so that nobody takes a mixture for a finished run.
+        The result goes last, and an earlier one first, so that nobody takes a mixture for a finished run. The policies
+        of a front follow the final one: while that is still to be moved, those in place are of an earlier result.
         """
         complete = self / COMPLETE
         if complete.is_dir():
-            names = sorted((entry.name for entry in complete.iterdir()), key=lambda name: (name == RESULT, name))
+            names = sorted(
+                (entry.name for entry in complete.iterdir()),
+                key=lambda name: (name == RESULT, name.startswith(FRONT), name),
+            )
             for stale in (RESULT, REPORT):
                 if RESULT in names:
                     (self / stale).unlink(missing_ok=True)
+            if POLICY in names:
+                for path in self.path.glob(f"{FRONT}*.json"):
+                    path.unlink()
             for name in names:
                 (complete / name).replace(self / name)
             for path in self.path.glob(f"{FINETUNED}*"):
@@ -105,7 +114,7 @@ def check_free(path: Path) -> None:
     """Raises a RunError unless a new run may use `path`: it doesn't exist, or is an empty folder."""
     if path.exists() and not path.is_dir():
         raise RunError(f"--out {path} is a file; give a folder that doesn't exist yet, or an empty one")
-    if path.is_dir() and any(not _is_trace(entry.name) for entry in path.iterdir()):
+    if path.is_dir() and not is_unused(path):
         way = "go on with its run by `amc search --resume`, or give" if (path / SETTINGS).is_file() else "give"
         raise RunError(f"--out {path} exists and is not empty; {way} another folder")
 
@@ -131,9 +140,9 @@ def check_writable(option: str, path: Path) -> None:
             remove_empty(made)
 
 
-def _is_trace(name: str) -> bool:
-    """Whether a file is what a run leaves that was killed before it wrote its settings."""
-    return name in (LOCK, OWNER, LOG) or _TEMPORARY.fullmatch(name) is not None
+def is_unused(path: Path) -> bool:
+    """Whether a folder holds nothing but what a run leaves that was killed before it wrote its settings."""
+    return all(entry.name in (LOCK, OWNER, LOG) or _TEMPORARY.fullmatch(entry.name) for entry in path.iterdir())
 
 
 def check_resumable(path: Path) -> None:

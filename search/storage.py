@@ -43,6 +43,9 @@ LOCK = 0x616D63
 WAITS = (0.25, 0.5, 1, 2, 4, 8, 15, 15)
 """Seconds between the tries to reach a database that went away."""
 
+STUDY_LIMIT = 2**30
+"""Bytes of a study that is only read; it may be a stranger's."""
+
 T = TypeVar("T")
 
 log = logging.getLogger("amc")
@@ -55,23 +58,18 @@ def open_storage(path: Path) -> RDBStorage:
     """An SQLite file as Optuna storage, in WAL mode: durable when the process is killed, and quick to commit.
 
     Raises:
-        RunError: the file is damaged or no study; the message says what can be read of it.
+        RunError: the file is damaged or no study; the message says what can be read of it, and nothing is touched.
     """
     if path.exists():
-        trouble = _trouble(path, counting=True)
-        if trouble:
-            raise RunError(f"{path} {trouble}. {_way_out(path)}")
+        with _reading(path, going_on=True) as copy:
+            for study in copy.get_all_studies():
+                copy.get_all_trials(study._study_id, deepcopy=False)  # text that is no JSON shows here, not later
     else:  # whole or not at all: Optuna does not go on with half of its tables
+        for suffix in ("-wal", "-shm"):  # SQLite would play another study's log onto this one
+            with contextlib.suppress(FileNotFoundError):
+                Path(f"{path}{suffix}").replace(f"{path}.damaged{suffix}")
         write_atomic(path, _empty())
-    try:
-        storage = _sqlite(path, connect_args={"timeout": 60})
-        with _one_message():
-            for study in storage.get_all_studies():
-                storage.get_all_trials(study._study_id, deepcopy=False)  # text that is no JSON shows here, not later
-    except Exception as error:
-        if disk_trouble(error):
-            raise
-        raise RunError(f"{path} can't be read as a study: {_first_line(error)}. {_way_out(path)}") from None
+    storage = _sqlite(path, connect_args={"timeout": 60})
     event.listen(storage.engine, "connect", _set_pragmas)
     storage.engine.dispose()  # connections opened so far lack the pragmas
     return storage
@@ -108,38 +106,60 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
 
 
 def stored_trials(path: Path) -> list[FrozenTrial]:
-    """The trials of a run's study, read from a copy: SQLite writes beside a database even to read it.
+    """The trials of a run's study.
 
     Raises:
-        RunError: the file is damaged or no study of a run.
+        RunError: the file is too large, damaged or no study of a run.
     """
-    with _copied(path) as copy:
-        trouble = _trouble(copy)
-        if trouble:
-            raise RunError(f"{path} can't be read as a study: it {trouble}")
-        try:
+    if path.stat().st_size > STUDY_LIMIT:
+        raise RunError(f"{path} is larger than {STUDY_LIMIT >> 20} MiB; it was not read")
+    with _reading(path) as copy:
+        return copy.get_all_trials(copy.get_study_id_from_name("search"), deepcopy=False)
+
+
+@contextmanager
+def _reading(path: Path, *, going_on: bool = False) -> Iterator[RDBStorage]:
+    """A copy of a study: even to read a database, SQLite writes beside it, and folds its log into a damaged one.
+
+    going_on: the error also says what can be read of a damaged file, and the way out.
+
+    Raises:
+        RunError: the file is damaged, no study, or what the body reads can't be read.
+    """
+    try:
+        with _copied(path) as copy:
+            trouble = _trouble(copy, counted=path if going_on else None)
+            if trouble:
+                raise RunError(f"it {trouble}")
             storage = _sqlite(copy)
             try:
                 with _one_message():
-                    return storage.get_all_trials(storage.get_study_id_from_name("search"), deepcopy=False)
+                    yield storage
             finally:
                 storage.engine.dispose()
-        except Exception as error:  # a broken database fails in as many ways as Optuna and SQLAlchemy have
-            raise RunError(f"{path} can't be read as a study: {_first_line(error)}") from None
+    except Exception as error:  # a broken database fails in as many ways as Optuna and SQLAlchemy have
+        if disk_trouble(error):
+            raise
+        way_out = f". {_way_out(path)}" if going_on else ""
+        raise RunError(f"{path} can't be read as a study: {_first_line(error)}{way_out}") from None
 
 
 @contextmanager
 def _copied(path: Path) -> Iterator[Path]:
     """A copy of an SQLite file in a folder of its own, with what its writer has not yet folded into it."""
     with tempfile.TemporaryDirectory() as folder:
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(OSError):
-                shutil.copyfile(f"{path}{suffix}", Path(folder, f"study.db{suffix}"))
-        yield Path(folder, "study.db")
+        copy = Path(folder, "study.db")
+        shutil.copyfile(path, copy)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(f"{path}-wal", f"{copy}-wal")
+        yield copy
 
 
-def _trouble(path: Path, *, counting: bool = False) -> str | None:
-    """What is wrong with an SQLite file, if anything is; of a damaged one, also how many trials can be read in it."""
+def _trouble(path: Path, *, counted: Path | None = None) -> str | None:
+    """What is wrong with the copy of an SQLite file, if anything is.
+
+    counted: the file itself, if a damaged one's trials that can still be read are to be counted.
+    """
     try:
         with closing(sqlite3.connect(path, timeout=60)) as database:
             found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -153,13 +173,15 @@ def _trouble(path: Path, *, counting: bool = False) -> str | None:
     if found == "ok":
         return None
     damage = f"is damaged ({_first_line(found)})"
-    return f"{damage}; {_readable(path)}" if counting else damage
+    return f"{damage}; {_readable(counted)}" if counted else damage
 
 
 def _way_out(path: Path) -> str:
+    there = [suffix for suffix in ("", "-wal", "-shm") if Path(f"{path}{suffix}").exists()]
+    moves = "; ".join(f"mv {path.name}{suffix} {path.name}.damaged{suffix}" for suffix in there)
     return (
-        f"Put a copy of it back that is whole, or move it away (mv {path.name} {path.name}.damaged) and resume: the "
-        "search then starts again, on the dense weights that it had"
+        f"Move it away ({moves}), put a copy of it back if you have one that is whole, and resume: without a copy, the "
+        "search starts again, on the dense weights that it had"
     )
 
 

@@ -35,6 +35,7 @@ from search.run_directory import (
     absent,
     check_free,
     default_path,
+    is_unused,
     remove_empty,
     writable,
 )
@@ -98,7 +99,7 @@ def start(given: Mapping[str, Any], text: str, out: str | None, display: Display
         raise UsageError("--sweep with --storage: each budget needs a study of its own; search them one by one")
     check_reachable(settings, read_data(settings[0]))
     path = Path(out) if out else default_path(f"{settings[0].model}-sweep")
-    if not (path.is_dir() and [entry.name for entry in path.iterdir()] == [FILE]):  # killed before its first run
+    if not _never_began(path, budgets):
         check_free(path)
     made = absent(path)
     with writable("--out", path):
@@ -112,6 +113,13 @@ def start(given: Mapping[str, Any], text: str, out: str | None, display: Display
             remove_empty(made)
         raise
     return path
+
+
+def _never_began(path: Path, budgets: Sequence[str]) -> bool:
+    """Whether a folder holds what is left of a sweep that was killed before one of its runs wrote its settings."""
+    folders = [path / folder_of(budget) for budget in budgets]
+    unused = {folder for folder in folders if folder.is_dir() and is_unused(folder)}
+    return is_sweep(path) and set(path.iterdir()) <= {path / FILE, *unused}
 
 
 def go_on(path: Path, given: Mapping[str, Any], display: Display) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
-from amc.errors import UsageError
+from amc.errors import RunError, UsageError
 from amc.policy import load_policy
 from amc.problem import Problem
 from amc.registry import suggest
@@ -75,6 +75,8 @@ def read(source: Path) -> list[dict[str, int]]:
     ended = (trial for trial in stored_trials(source / STUDY) if trial.state == TrialState.COMPLETE)
     scored = [trial for trial in ended if trial.value is not None and trial.params]
     ranked = sorted(scored, key=lambda trial: -(trial.value or 0.0))
-    best = [{name: int(width) for name, width in trial.params.items()} for trial in ranked]
+    if not all(type(width) is int for trial in ranked for width in trial.params.values()):
+        raise RunError(f"{source / STUDY} is no study of a run: a parameter in it is no width")
+    best = [trial.params for trial in ranked]
     different = {tuple(sorted(widths.items())): widths for widths in [*final, *best]}
     return list(different.values())[:MOST]

@@ -376,6 +376,22 @@ def test_a_run_of_a_sweep_learns_from_those_before_it_at_no_time(tmp_path: Path)
     assert [len(run) for run in kept["shared"]] == [5, 5], "a run each"
 
 
+def test_which_worker_was_done_first_is_not_handed_on(tmp_path: Path) -> None:
+    anchors = [
+        {"widths": {"b": b, "a": 1}, "steps": 30, "accuracy": 0.1 * b, "seconds": 1.0, "score": 0.5} for b in (3, 1, 2)
+    ]
+    handed = []
+    for i, order in enumerate((anchors, anchors[::-1])):
+        source, target = (RunDirectory(tmp_path / f"{name}{i}") for name in ("source", "target"))
+        source.path.mkdir()
+        target.path.mkdir()
+        source.write_json("anchors.json", {"anchors": order})
+        hand_on(source, target)
+        handed.append((target / "anchors.json").read_bytes())
+    assert handed[0] == handed[1]
+    assert [kept["widths"]["b"] for kept in json.loads(handed[0])["shared"][0]] == [1, 2, 3]
+
+
 def test_the_choice_follows_the_anchors_and_trains_none_twice(tmp_path: Path) -> None:
     problem, study, found = sized()
     trained: list[dict[str, int]] = []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import pickle
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +246,18 @@ def a_study(path: Path, strategy: str = "random", trials: int = 30) -> None:
     storage.engine.dispose()
 
 
+def killed_study(folder: Path, trials: int = 20) -> None:
+    """What a kill leaves of a study: its file, and the trials in the log beside it."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "study.db")
+        storage, problem = open_storage(path), concave(6)[0]
+        study = open_study(storage, "search", make_sampler("random", problem, trials=trials, seed=0))
+        search(problem, study, trials=trials)
+        for file in Path(place).iterdir():
+            shutil.copy(file, folder)
+        storage.engine.dispose()
+
+
 def test_a_damaged_study_is_reported_with_what_can_be_read_of_it(tmp_path):
     path = tmp_path / "study.db"
     a_study(path)
@@ -257,6 +272,41 @@ def test_a_damaged_study_is_reported_with_what_can_be_read_of_it(tmp_path):
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(RunError, match="is damaged"):
         open_storage(path)
+
+
+def test_a_full_disk_is_not_taken_for_a_damaged_study(tmp_path, monkeypatch):
+    def full(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:5000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    a_study(tmp_path / "study.db", trials=2)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        stored_trials(tmp_path / "study.db")
+    assert disk_trouble(raised.value) == "the disk is full"
+
+
+def test_a_damaged_study_that_is_refused_stays_as_it_is_with_its_log(tmp_path):
+    killed_study(tmp_path)
+    path = tmp_path / "study.db"
+    path.write_bytes(path.read_bytes()[:-4096])
+    (tmp_path / "study.db-shm").unlink()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(before["study.db-wal"]) > 0
+    with pytest.raises(RunError, match=r"is damaged .* 20 finished trials can still be read") as refused:
+        open_storage(path)
+    assert "(mv study.db study.db.damaged; mv study.db-wal study.db.damaged-wal)" in str(refused.value)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_study_that_was_moved_away_leaves_no_log_to_the_next(tmp_path):
+    killed_study(tmp_path)
+    path, log = tmp_path / "study.db", (tmp_path / "study.db-wal").read_bytes()
+    path.rename(tmp_path / "study.db.damaged")
+    a_study(path, trials=2)
+    assert [trial.number for trial in stored_trials(path)] == [0, 1]
+    assert (tmp_path / "study.db.damaged-wal").read_bytes() == log
+    assert len(stored_trials(tmp_path / "study.db.damaged")) == 20, "the log is still its own"
 
 
 def test_a_study_whose_damage_is_no_text_is_refused(tmp_path):

@@ -396,6 +396,33 @@ def test_results_are_replaced_together_or_not_at_all(tmp_path):
     }
 
 
+@pytest.mark.parametrize("kill", range(9))
+def test_an_earlier_front_goes_with_its_result_wherever_a_kill_comes(tmp_path, monkeypatch, kill):
+    (tmp_path / ".complete").mkdir()
+    for name in ("front-1.json", "front-77.json", "policy.json", "result.json"):
+        (tmp_path / name).write_text("old")
+    new = dict.fromkeys(("front-1.json", "front-2.json", "model.onnx", "policy.json", "result.json"), "new")
+    for name in new:
+        (tmp_path / ".complete" / name).write_text("new")
+    left = iter(range(kill))
+
+    def dying(step):
+        def step_or_die(*arguments, **options):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return step(*arguments, **options)
+
+        return step_or_die
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink"):
+            patch.setattr(Path, name, dying(getattr(Path, name)))
+        with pytest.raises(KeyboardInterrupt):
+            RunDirectory(tmp_path).settle()
+    RunDirectory(tmp_path).settle()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == new
+
+
 def test_traces_of_a_run_that_never_began_are_no_obstacle(tmp_path):
     for name in (".lock", ".owner.json", "run.log", ".settings.json.abc.tmp"):
         (tmp_path / name).touch()

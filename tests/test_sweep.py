@@ -101,6 +101,31 @@ def test_a_sweep_whose_first_budget_was_left_out_goes_on_from_another(folder, mo
     assert started == [("params=0.9", "flops=0.7"), ("params=0.9", "flops=0.5")]
 
 
+def test_a_sweep_that_dies_before_its_first_run_has_settings_starts_again(folder, monkeypatch, capsys):
+    class Died(BaseException):
+        pass
+
+    def dies(*_):
+        shutil.copytree("runs", "left")  # what a kill would leave
+        raise Died
+
+    words = [*WORDS, "--sweep", "flops=0.7,0.5", "--quiet", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(search.start, "allow", dies)
+        with pytest.raises(Died):
+            main([*words, "runs"])
+    assert {path.name for path in (folder / "left/flops-0.7").iterdir()} == {".lock", ".owner.json", "run.log"}
+    assert main(["--out", "left", "--resume"]) == 2
+    assert "start it again without --resume" in capsys.readouterr().err
+    monkeypatch.setattr(search.job, "prepare", lambda *_, **__: pytest.fail("began"))
+    (folder / "left/mine").touch()
+    assert main([*words, "left"]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    (folder / "left/mine").unlink()
+    with pytest.raises(pytest.fail.Exception, match="began"):
+        main([*words, "left"])
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

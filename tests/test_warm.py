@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
 
-from amc.errors import UsageError
+from amc.errors import RunError, UsageError
 from search.job import run
 from search.start import resumed_settings
 from search.storage import open_storage
@@ -114,3 +115,17 @@ def test_what_is_no_policy_or_of_another_model_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no policy file, and no run directory"):
         run(**NAMED, budget="flops=0.5", warm_start=str(tmp_path / "nowhere"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists(), "nothing is left of a run that could not begin"
+
+
+def test_a_study_whose_parameters_are_no_widths_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    storage = open_storage(tmp_path / "study.db")
+    named = CategoricalDistribution(["abc"])
+    study = open_study(storage, "search", None)
+    study.add_trial(create_trial(params={"conv1": "abc"}, distributions={"conv1": named}, value=1.0))
+    storage.engine.dispose()
+    with pytest.raises(RunError, match="a parameter in it is no width"):
+        run(**NAMED, budget="flops=0.5", warm_start=str(tmp_path), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("search.storage.STUDY_LIMIT", 2**12)
+    with pytest.raises(RunError, match="larger than"):
+        read(tmp_path)
