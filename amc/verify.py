@@ -1,10 +1,10 @@
 """The proof that a group can be slimmed, tried before anyone relies on it (DESIGN 8).
 
-Four removals are tried: the smallest step, a random half of every group, the other half, and all but the floor. For
-each, the slim model must run, and agree with the dense model in which the removed channels are zero and left out of
-statistics that span channels. Where the dense model runs in training mode on examples alone, the slim one has to. A
-group that fails at its floor only (one channel, whose axis a `squeeze` drops; a norm over a single value) gets a higher
-one.
+Six removals are tried: the smallest step, a random half of every group, the other half, twice random shares that differ
+from group to group, and all but the floor. For each, the slim model must run, and agree with the dense model in which
+the removed channels are zero and left out of statistics that span channels. Where the dense model runs in training mode
+on examples alone, the slim one has to. A group that fails at its floor only (one channel, whose axis a `squeeze` drops;
+a norm over a single value) gets a higher one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure, *, floors: bo
     halves = {group.name: random_half(group, generator) for group in good}
     half, other = (lambda group: halves[group.name]), (lambda group: _others(group, halves[group.name]))
     agrees, trains = _agrees(model, inputs, structure), _trains(model, inputs, structure)
-    trials = [(check, choose) for choose in (smallest_step, half, other) for check in agrees]
+    apart = partial(random_width, generator=generator)
+    trials = [(check, choose) for choose in (smallest_step, half, other, apart, apart) for check in agrees]
     trials += [(check, half) for check in trains]
     for check, choose in trials:
         bad = _failing(check, good, {group.name: choose(group) for group in good})
@@ -81,11 +82,20 @@ def smallest_step(group: Group) -> np.ndarray:
 
 def random_half(group: Group, generator: np.random.Generator) -> np.ndarray:
     """A random half of each cell, at least one unit of it."""
+    smallest = len(np.unique(_cells(group)))
+    return _random(group, max(1, group.channels // smallest // 2) * smallest, generator)
+
+
+def random_width(group: Group, generator: np.random.Generator) -> np.ndarray:
+    """As many random units as a random one of the widths from a half on: what holds between equal shares shows here."""
+    return _random(group, generator.choice([w for w in group.widths if 2 * w >= group.channels]), generator)
+
+
+def _random(group: Group, width: int, generator: np.random.Generator) -> np.ndarray:
+    """Random units, equally many of each cell."""
     cells = _cells(group)
-    chosen = []
-    for cell in np.unique(cells):
-        units = np.flatnonzero(cells == cell)
-        chosen.append(generator.permutation(units)[: max(1, len(units) // 2)])
+    names = np.unique(cells)
+    chosen = [generator.permutation(np.flatnonzero(cells == cell))[: width // len(names)] for cell in names]
     return np.sort(np.concatenate(chosen))
 
 

@@ -136,6 +136,50 @@ def test_verification_finds_sizes_that_code_fixes() -> None:
     assert "outer" in {f.name for f in checked.frozen}
 
 
+class Halves(nn.Module):
+    """Two layers that read a half of the channels each, wherever the middle then is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.head = nn.Linear(3, 16), nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.stem(x).tensor_split(2, -1)
+        return self.head(torch.cat([self.a(first), self.b(second)], -1))
+
+
+class TwoAttentions(nn.Module):
+    """Both read one number of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.out = 4, nn.Linear(8, 2)
+        self.qkv = nn.ModuleList(nn.Linear(8, 24) for _ in range(2))
+        self.proj = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for qkv, proj in zip(self.qkv, self.proj, strict=True):
+            q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in qkv(x).chunk(3, -1))
+            x = x + proj((q @ k.mT).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
+        return self.out(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "traced", "proved"),
+    [
+        (Halves(), (1, 5, 3), ["stem", "stem:1", "a", "b"], ["a", "b"]),
+        (TwoAttentions(), (1, 5, 8), ["qkv.0", "qkv.1"], []),
+    ],
+)
+def test_verification_finds_groups_that_work_at_equal_widths_alone(
+    net: nn.Module, shape: tuple[int, ...], traced: list[str], proved: list[str]
+) -> None:
+    inputs = (torch.randn(shape),)
+    structure = trace(net, inputs)
+    assert [group.name for group in structure.groups] == traced
+    assert [group.name for group in verify(net, inputs, structure).groups] == proved
+
+
 class Through(nn.Module):
     """A linear layer, something of its channels, and another one."""
 
