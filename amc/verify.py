@@ -29,6 +29,9 @@ from amc.weights import state_tensors
 TOLERANCE = 1e-5
 """How far the slim model's outputs may be from the masked dense model's, relative to the largest of them."""
 
+NEARLY = 1e-3
+"""Parameters that are all below this are as good as zero, as the scales (1e-6) with which branches start to train."""
+
 
 def verify(model: nn.Module, inputs: Inputs, structure: Structure, *, floors: bool = True) -> Structure:
     """The structure without the groups that can't be slimmed as predicted; those are frozen, with what went wrong.
@@ -58,8 +61,8 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure, *, floors: bo
 
 
 def _without_zeros(model: nn.Module) -> nn.Module:
-    """A copy in which parameters that are all zero are drawn at random: a zero branch hides what is wrong in it."""
-    zero = [p for p in model.parameters() if p.is_floating_point() and not p.any()]
+    """A copy in which parameters of zeros, or nearly, are drawn at random: such a branch hides what is wrong in it."""
+    zero = [p for p in model.parameters() if p.is_floating_point() and p.numel() and p.detach().abs().max() < NEARLY]
     if not zero:
         return model
     generator = torch.Generator().manual_seed(0)

@@ -346,17 +346,16 @@ def test_hooked_weights_with_gradients_are_copied() -> None:
     assert slim(net, structure, {}) is not net
 
 
-def test_zero_heads_hide_nothing() -> None:
+@pytest.mark.parametrize("scale", [0.0, 1e-6])
+def test_branches_of_zeros_or_nearly_hide_nothing(scale: float) -> None:
     class Wrong(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
-            nn.init.zeros_(self.out.weight)
-            nn.init.zeros_(self.out.bias)
+            self.a, self.b, self.scale = nn.Linear(4, 6), nn.Linear(6, 4), nn.Parameter(torch.full((4,), scale))
 
         def forward(self, x: Tensor) -> Tensor:
             h = self.a(x)
-            return self.out(h * h.shape[-1])
+            return x + self.scale * self.b(h * h.shape[-1])
 
     net, inputs = Wrong().eval(), (torch.randn(1, 4),)
     structure = verify(net, inputs, trace(net, inputs))
