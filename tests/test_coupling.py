@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amc.cost import flops
+from amc.cost import flops, size
 from amc.coupling import trace
 from amc.errors import ModelError, UsageError
 from amc.groups import Structure
@@ -18,6 +18,7 @@ from amc.labels import Labels, along
 from amc.ops_elements import chunks
 from amc.slim import slim
 from amc.verify import verify
+from amc.weights import own_tensors, safetensors_size
 from tests.topologies import build
 
 IMAGE = (torch.zeros(1, 3, 8, 8),)
@@ -237,6 +238,29 @@ class Unused(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+
+class Extra(nn.Linear):
+    """Its state dict holds a tensor beside copies of its own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self._register_state_dict_hook(lambda _m, state, *_: state.update({n: t.clone() for n, t in state.items()}))
+
+    def get_extra_state(self) -> Tensor:
+        return torch.ones(3)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        pass
+
+
+def test_a_state_dict_of_fresh_tensors_hides_no_weights() -> None:
+    net, inputs = nn.Sequential(nn.Linear(4, 8), Extra(8, 6), nn.Linear(6, 2)).eval(), (torch.rand(1, 4),)
+    structure = verify(net, inputs, trace(net, inputs))
+    assert [group.name for group in structure.groups] == ["0", "1"]
+    small = slim(net, structure, {group.name: np.arange(3) for group in structure.groups})
+    tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in own_tensors(small).items()}
+    assert size(structure)([3, 3]) == safetensors_size(tensors), "the extra state is in the file"
 
 
 class Wrapped(nn.Module):
