@@ -325,6 +325,26 @@ def test_computed_weights_are_counted(how: str) -> None:
         assert flops(structure)(widths) == layers + middle
 
 
+class Expanded(nn.Module):
+    """Multiplies each channel with the same column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.column, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(4, 1)), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.out(F.linear(h, self.column.expand(4, h.shape[-1])))
+
+
+def test_expanded_weights_are_counted() -> None:
+    net, inputs = Expanded().eval(), (torch.randn(1, 6),)
+    structure = trace(net, inputs)
+    assert structure.groups == (), "pruned, the product would cost less than is known"
+    assert "expanded" in reasons(structure)["a"]
+    assert flops(structure)([]) == 6 * 8 + 8 * 4 + 4 * 3
+
+
 @pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
 def test_normalized_convolutions_are_counted(wrap: object) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), wrap(nn.Conv2d(8, 4, 3)), nn.Flatten(), nn.Linear(64, 2))  # type: ignore[operator]
