@@ -121,15 +121,20 @@ def update(module: nn.Module) -> None:
 
 
 def _recompute(module: nn.Module) -> None:
-    """The weight that torch's older weight norm, spectral norm and pruning compute in a hook before each forward."""
+    """The weight that torch's older weight norm, spectral norm and pruning compute in a hook before each forward.
+
+    Raises:
+        ModelError: it, or one that a parametrization computes, can't be computed from what is left.
+    """
     hooks = [h for h in module._forward_pre_hooks.values() if type(h).__module__.startswith("torch.nn.utils.")]
     training, module.training = module.training, False  # no power iteration
     try:
         with torch.no_grad():
             for hook in hooks:
                 hook(module, ())
+            getattr(module, "weight", None)  # which computes a parametrized one
     except RuntimeError as error:
-        raise ModelError(f"slimmed, its {type(hook).__name__} can't be computed: {error}") from error
+        raise ModelError(f"slimmed, its weight can't be computed: {error}") from error
     finally:
         module.training = training
 

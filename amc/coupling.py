@@ -23,7 +23,7 @@ from amc.forward import Inputs
 from amc.groups import Frozen, Group, Layer, Slice, Structure, TensorInfo
 from amc.record import Axis, Record, WeightUse
 from amc.tracer import Tracer, state_names
-from amc.weights import some, state_tensors
+from amc.weights import own_tensors, some, state_tensors
 
 log = logging.getLogger("amc")
 
@@ -83,11 +83,11 @@ def _reach(tracer: Tracer, inputs: Inputs) -> tuple[str, ...]:
 
 
 def tensor_infos(model: nn.Module) -> dict[str, TensorInfo]:
-    """What the model's state dict holds, each tensor once."""
+    """The model's tensors, each once; what its state dict adds to them (extra state) is in the file, too."""
     infos: dict[str, TensorInfo] = {}
     names = state_names(model)
-    for name, tensor in state_tensors(model).items():
-        if names[id(tensor)] != name:
+    for name, tensor in {**own_tensors(model), **state_tensors(model)}.items():
+        if names.get(id(tensor), name) != name:
             continue
         if isinstance(tensor, nn.parameter.UninitializedParameter):
             raise ModelError(f"`{name}` has no shape yet (a lazy module); run the model once before it is pruned")

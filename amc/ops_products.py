@@ -130,7 +130,8 @@ def _matmul(run: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Factors:
         outputs = b.shape[-1] if right_weight else a.shape[-2]
         out_axis = 1 if run.name(b) else 0
         use = WeightUse("linear", outputs, a.shape[-1], out.numel() // outputs, out_axis=out_axis)
-        run.count(b if right_weight else a, out.numel() * a.shape[-1], use)
+        weight, given = (b, a) if right_weight else (a, b)
+        run.count(weight, given, out.numel() * a.shape[-1], use)
     return tuple(f.squeeze(-2) for f in kept)
 
 
@@ -177,7 +178,7 @@ def _convolution(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     sites = math.prod((x if transposed else out).shape[2:])
     kind = "depthwise" if groups == ins > 1 else "conv"
     use = WeightUse(kind, outs, ins, math.prod(out.shape[2:]), strides[0], weight.shape[-1], int(transposed))
-    run.count(weight, out.shape[0] * sites * weight.numel(), use)
+    run.count(weight, x, out.shape[0] * sites * weight.numel(), use)
 
 
 def _weight_labels(

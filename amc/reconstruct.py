@@ -13,6 +13,7 @@ nothing, and an input that never fires keeps its weights.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from amc.errors import ModelError
 from amc.forward import call, device_of, to_device
 from amc.groups import Structure
-from amc.roles import evaluating, is_transposed_linear, output_axis, owner, readers, watching
+from amc.roles import channel_axis, evaluating, is_transposed_linear, output_axis, owner, readers, watching
 from amc.seeding import derive
+from amc.weights import identity
 
 RIDGE = 1e-3  # of the mean diagonal of G_SS
 
@@ -69,7 +71,8 @@ def gather(
     """The Gram matrix of every layer that reads a group's channels, by the name of its weight.
 
     Convolutions of any kernel, stride, padding and dilation, and linear layers. Grouped and transposed convolutions are
-    left out: they keep their sliced weights. Memory: 8 D² bytes a layer.
+    left out, and so are layers that compute something else than `XW` and those whose weight others have, too: they keep
+    their sliced weights. Memory: 8 D² bytes a layer.
 
     Args:
         model: the dense model; it is left as it is.
@@ -80,13 +83,19 @@ def gather(
     """
     with evaluating(model):  # in which a spectral norm leaves its estimate as it is
         layers = {name: owner(model, name) for name in readers(model, structure)}
-        dense = {name: _dense(layer) for name, layer in layers.items() if _fits(layer)}
+        tied = _tied(model)
+        dense = {name: _dense(layer) for name, layer in layers.items() if _fits(layer) and not tied & _owned(layer)}
     layers = {name: layers[name] for name in dense}
     generators = {name: torch.Generator().manual_seed(derive(seed, "gather", name)) for name in layers}
     sums: dict[str, Tensor] = {}
     samples = dict.fromkeys(layers, 0)
+    linear: dict[str, bool] = {}
 
     def see(name: str, layer: nn.Module, inputs: Tensor) -> None:
+        if name not in linear:
+            linear[name] = _is_product(layer, inputs, *dense[name])
+        if not linear[name]:
+            return
         x = patches(layer, inputs, patches_per_image, generators[name]).double()
         if layer.bias is not None:
             x = torch.cat([x, x.new_ones(len(x), 1)], 1)
@@ -184,6 +193,32 @@ def _fits(layer: nn.Module) -> bool:
     if isinstance(layer, _ConvNd):
         return layer.groups == 1 and not isinstance(layer, _ConvTransposeNd)
     return isinstance(layer, nn.Linear) or is_transposed_linear(layer)
+
+
+def _owned(layer: nn.Module) -> set[tuple[Any, ...]]:
+    """The memory of a module's own parameters."""
+    return {identity(f"{id(layer)}.{name}", p) for name, p in layer._parameters.items() if p is not None}
+
+
+def _tied(model: nn.Module) -> set[tuple[Any, ...]]:
+    """The memory of parameters that several modules have."""
+    counts = Counter(key for module in model.modules() for key in _owned(module))
+    return {key for key, count in counts.items() if count > 1}
+
+
+def _is_product(layer: Any, inputs: Tensor, weight: Tensor, kernel: int, bias: bool) -> bool:
+    """Whether a layer gives, for the first image, its patches times its dense weights; up to rounding."""
+    first = inputs[:1] if channel_axis(layer, inputs) else inputs
+    try:
+        actual = layer.forward(first)
+    except TypeError:  # it takes more than its input
+        return False
+    actual = actual.movedim(channel_axis(layer, actual), -1).double().cpu()
+    actual = actual.reshape(-1, actual.shape[-1])
+    x = patches(layer, first, len(actual), torch.Generator()).double().cpu()
+    expected = F.linear(x, weight[: x.shape[1]].T, weight[-1] if bias else None)
+    close = 1e-2 * expected.abs().max()
+    return actual.shape == expected.shape and bool((actual - expected).abs().max() <= close)
 
 
 def _dense(layer: Any) -> tuple[Tensor, int, bool]:

@@ -56,7 +56,7 @@ def acting(model: nn.Module, structure: Structure, part: Slice) -> Slice:
     The computed weight goes by its name in the layer: `fc.weight`, for `fc.weight_v` as for
     `fc.parametrizations.weight.original1`.
     """
-    path, leaf = _place(part.tensor)
+    path, leaf = place(part.tensor)
     layer = model.get_submodule(path)
     held = leaf in layer._parameters or leaf in layer._buffers
     name = leaf.rpartition("_")[0] if held else leaf  # `weight_orig`, `weight_mask`: hooks set a plain `weight`
@@ -68,16 +68,16 @@ def acting(model: nn.Module, structure: Structure, part: Slice) -> Slice:
 
 def computed(model: nn.Module, weight: str) -> Tensor:
     """A weight that its layer computes, by the name that `acting` gives it, detached."""
-    path, leaf = _place(weight)
+    path, leaf = place(weight)
     return getattr(model.get_submodule(path), leaf).detach()
 
 
 def owner(model: nn.Module, tensor: str) -> nn.Module:
     """The module that holds a state-dict name; of a parametrization's tensors, the module that is parametrized."""
-    return model.get_submodule(_place(tensor)[0])
+    return model.get_submodule(place(tensor)[0])
 
 
-def _place(tensor: str) -> tuple[str, str]:
+def place(tensor: str) -> tuple[str, str]:
     """Path of the module that a name belongs to, and the attribute there."""
     path, parametrized, rest = f".{tensor}".partition(".parametrizations.")
     if parametrized:  # a.parametrizations.weight.original1 belongs to a's weight
@@ -130,7 +130,7 @@ def readers(model: nn.Module, structure: Structure) -> Readers:
         for role, part in weights(model, structure, group):
             layer = owner(model, part.tensor)
             watchable = isinstance(layer, _ConvNd | nn.Linear) or is_transposed_linear(layer)
-            if role == "in" and watchable and _place(part.tensor)[1] == "weight":
+            if role == "in" and watchable and place(part.tensor)[1] == "weight":
                 found.setdefault(part.tensor, []).append((group, part))
     return found
 

@@ -21,6 +21,7 @@ from amc import attributes
 from amc.errors import ModelError
 from amc.groups import Group, Slice, Structure
 from amc.modes import refreshed
+from amc.roles import place
 from amc.tracer import describe
 from amc.weights import identity, state_tensors
 
@@ -43,7 +44,7 @@ def slim(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
         memo[id(state[name])] = like(state[name], _sliced(state[name], cuts, stays))
     result = copied(model, memo)
     smaller = [n for n, t in state_tensors(result).items() if n in state and t.shape != state[n].shape]
-    for module in {name.rpartition(".")[0] for name in smaller}:
+    for module in {place(name)[0] for name in smaller}:
         attributes.update(result.get_submodule(module))
     for group in structure.groups:
         if group.kind == "head" and group.name in stays:
@@ -190,8 +191,8 @@ def _update_heads(model: nn.Module, structure: Structure, group: Group, kept: in
     """Tell the modules round an attention's projections how many heads there are."""
     projections = [cut for cut in group.slices if cut.tensor in structure.positions]
     inner = {len(cut.index) for cut in projections}
-    holders = {cut.tensor.rpartition(".")[0].rpartition(".")[0] for cut in projections}
-    holders |= {cut.tensor.rpartition(".")[0] for cut in group.slices}
+    holders = {place(cut.tensor)[0].rpartition(".")[0] for cut in projections}
+    holders |= {place(cut.tensor)[0] for cut in group.slices}
     paths = zip(*(cut.tensor.split(".") for cut in projections), strict=False)
     shared = itertools.takewhile(lambda names: len(set(names)) == 1, paths)
     holders.add(".".join(names[0] for names in shared))

@@ -136,12 +136,16 @@ class Tracer(TorchDispatchMode):
             self._gone = np.concatenate([self._gone, np.zeros(self.labels.size - len(self._gone), bool)])
         return self._gone[labels]
 
-    def count(self, weight: Tensor, macs: int, use: WeightUse) -> None:
+    def count(self, weight: Tensor, given: Tensor, macs: int, use: WeightUse) -> None:
         """Add a product's multiply-accumulates to its weight's; a constant, where it isn't one parameter as a whole."""
         source = self.source(weight)
         if source.name is not None:
             self.use(source.name, use)
+        each = weight[0] if use.kind == "linear" and weight.ndim == 3 else weight  # a batch may repeat its matrix
         whole = source.parameter
+        if each.numel() != coupling_ops.distinct(each):
+            self.freeze([given], f"they meet an expanded weight in {self.where()}")
+            whole = None
         if whole is None:
             self.freeze([weight], f"the weight of {self.where()} is computed from others, or a part of one")
         if self._recurrent() or not self._counting:

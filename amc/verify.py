@@ -1,10 +1,10 @@
 """The proof that a group can be slimmed, tried before anyone relies on it (DESIGN 8).
 
-Four removals are tried: the smallest step, a random half of every group, the other half, and all but the floor. For
-each, the slim model must run, and agree with the dense model in which the removed channels are zero and left out of
-statistics that span channels. Where the dense model runs in training mode on examples alone, the slim one has to. A
-group that fails at its floor only (one channel, whose axis a `squeeze` drops; a norm over a single value) gets a higher
-one.
+Six removals are tried: the smallest step, a random half of every group, the other half, twice random shares that differ
+from group to group, and all but the floor. For each, the slim model must run, and agree with the dense model in which
+the removed channels are zero and left out of statistics that span channels. Where the dense model runs in training mode
+on examples alone, the slim one has to. A group that fails at its floor only (one channel, whose axis a `squeeze` drops;
+a norm over a single value) gets a higher one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from amc.weights import state_tensors
 TOLERANCE = 1e-5
 """How far the slim model's outputs may be from the masked dense model's, relative to the largest of them."""
 
+NEARLY = 1e-3
+"""Parameters that are all below this are as good as zero, as the scales (1e-6) with which branches start to train."""
+
 
 def verify(model: nn.Module, inputs: Inputs, structure: Structure, *, floors: bool = True) -> Structure:
     """The structure without the groups that can't be slimmed as predicted; those are frozen, with what went wrong.
@@ -42,7 +45,8 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure, *, floors: bo
     halves = {group.name: random_half(group, generator) for group in good}
     half, other = (lambda group: halves[group.name]), (lambda group: _others(group, halves[group.name]))
     agrees, trains = _agrees(model, inputs, structure), _trains(model, inputs, structure)
-    trials = [(check, choose) for choose in (smallest_step, half, other) for check in agrees]
+    apart = partial(random_width, generator=generator)
+    trials = [(check, choose) for choose in (smallest_step, half, other, apart, apart) for check in agrees]
     trials += [(check, half) for check in trains]
     for check, choose in trials:
         bad = _failing(check, good, {group.name: choose(group) for group in good})
@@ -57,8 +61,8 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure, *, floors: bo
 
 
 def _without_zeros(model: nn.Module) -> nn.Module:
-    """A copy in which parameters that are all zero are drawn at random: a zero branch hides what is wrong in it."""
-    zero = [p for p in model.parameters() if p.is_floating_point() and not p.any()]
+    """A copy in which parameters of zeros, or nearly, are drawn at random: such a branch hides what is wrong in it."""
+    zero = [p for p in model.parameters() if p.is_floating_point() and p.numel() and p.detach().abs().max() < NEARLY]
     if not zero:
         return model
     generator = torch.Generator().manual_seed(0)
@@ -81,11 +85,20 @@ def smallest_step(group: Group) -> np.ndarray:
 
 def random_half(group: Group, generator: np.random.Generator) -> np.ndarray:
     """A random half of each cell, at least one unit of it."""
+    smallest = len(np.unique(_cells(group)))
+    return _random(group, max(1, group.channels // smallest // 2) * smallest, generator)
+
+
+def random_width(group: Group, generator: np.random.Generator) -> np.ndarray:
+    """As many random units as a random one of the widths from a half on: what holds between equal shares shows here."""
+    return _random(group, generator.choice([w for w in group.widths if 2 * w >= group.channels]), generator)
+
+
+def _random(group: Group, width: int, generator: np.random.Generator) -> np.ndarray:
+    """Random units, equally many of each cell."""
     cells = _cells(group)
-    chosen = []
-    for cell in np.unique(cells):
-        units = np.flatnonzero(cells == cell)
-        chosen.append(generator.permutation(units)[: max(1, len(units) // 2)])
+    names = np.unique(cells)
+    chosen = [generator.permutation(np.flatnonzero(cells == cell))[: width // len(names)] for cell in names]
     return np.sort(np.concatenate(chosen))
 
 

@@ -57,8 +57,13 @@ _RANK = {name: rank for rank, name in enumerate(_DTYPES)}
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the state dict by name, the model's own objects; what else it holds is left out."""
-    return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    """Parameters and persistent buffers by name, the modules' own objects, whatever a state dict makes of them."""
+    return {
+        f"{path}.{name}".lstrip("."): tensor
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None and name not in module._non_persistent_buffers_set
+    }
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:

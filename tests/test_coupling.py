@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amc.cost import flops
+from amc.cost import flops, size
 from amc.coupling import trace
 from amc.errors import ModelError, UsageError
 from amc.groups import Structure
@@ -18,6 +18,7 @@ from amc.labels import Labels, along
 from amc.ops_elements import chunks
 from amc.slim import slim
 from amc.verify import verify
+from amc.weights import own_tensors, safetensors_size
 from tests.topologies import build
 
 IMAGE = (torch.zeros(1, 3, 8, 8),)
@@ -239,6 +240,29 @@ class Unused(nn.Module):
         return x
 
 
+class Extra(nn.Linear):
+    """Its state dict holds a tensor beside copies of its own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self._register_state_dict_hook(lambda _m, state, *_: state.update({n: t.clone() for n, t in state.items()}))
+
+    def get_extra_state(self) -> Tensor:
+        return torch.ones(3)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        pass
+
+
+def test_a_state_dict_of_fresh_tensors_hides_no_weights() -> None:
+    net, inputs = nn.Sequential(nn.Linear(4, 8), Extra(8, 6), nn.Linear(6, 2)).eval(), (torch.rand(1, 4),)
+    structure = verify(net, inputs, trace(net, inputs))
+    assert [group.name for group in structure.groups] == ["0", "1"]
+    small = slim(net, structure, {group.name: np.arange(3) for group in structure.groups})
+    tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in own_tensors(small).items()}
+    assert size(structure)([3, 3]) == safetensors_size(tensors), "the extra state is in the file"
+
+
 class Wrapped(nn.Module):
     """A model whose output is put into a container."""
 
@@ -299,6 +323,26 @@ def test_computed_weights_are_counted(how: str) -> None:
         middle = 4 * columns * (5 + 1) if how == "parts" else 5 * rows * columns
         layers = 5 * small.stem.weight.numel() + small.last.weight.numel() + small.out.weight.numel()
         assert flops(structure)(widths) == layers + middle
+
+
+class Expanded(nn.Module):
+    """Multiplies each channel with the same column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.column, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(4, 1)), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.out(F.linear(h, self.column.expand(4, h.shape[-1])))
+
+
+def test_expanded_weights_are_counted() -> None:
+    net, inputs = Expanded().eval(), (torch.randn(1, 6),)
+    structure = trace(net, inputs)
+    assert structure.groups == (), "pruned, the product would cost less than is known"
+    assert "expanded" in reasons(structure)["a"]
+    assert flops(structure)([]) == 6 * 8 + 8 * 4 + 4 * 3
 
 
 @pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])

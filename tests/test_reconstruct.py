@@ -172,6 +172,30 @@ def test_grouped_convolutions_keep_their_weights():
     assert list(gather(model, structure_of(model, group), images())) == ["2.weight"]
 
 
+class Scaled(nn.Conv2d):
+    """Multiplies with something else than its weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, 0.1 * self.weight, self.bias)
+
+
+class Same(nn.Conv2d):
+    """A convolution by another name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, self.bias)
+
+
+def test_only_products_with_weights_of_their_own_are_fitted():
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.ReLU(), Scaled(6, 6, 1), nn.ReLU(), Same(6, 6, 3, 2, 1), nn.ReLU()),
+        *(nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(54, 2)),
+    ).eval()
+    net[8].weight = net[6].weight
+    grams = gather(net, trace(net, torch.randn(1, 3, 8, 8)), [(torch.randn(4, 3, 8, 8), None)])
+    assert list(grams) == ["4.weight", "11.weight"]
+
+
 def test_gathering_is_seeded_and_leaves_no_trace():
     model = net(4).train()
     structure = net_structure(model)

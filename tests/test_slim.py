@@ -136,6 +136,50 @@ def test_verification_finds_sizes_that_code_fixes() -> None:
     assert "outer" in {f.name for f in checked.frozen}
 
 
+class Halves(nn.Module):
+    """Two layers that read a half of the channels each, wherever the middle then is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.head = nn.Linear(3, 16), nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.stem(x).tensor_split(2, -1)
+        return self.head(torch.cat([self.a(first), self.b(second)], -1))
+
+
+class TwoAttentions(nn.Module):
+    """Both read one number of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.out = 4, nn.Linear(8, 2)
+        self.qkv = nn.ModuleList(nn.Linear(8, 24) for _ in range(2))
+        self.proj = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for qkv, proj in zip(self.qkv, self.proj, strict=True):
+            q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in qkv(x).chunk(3, -1))
+            x = x + proj((q @ k.mT).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
+        return self.out(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "traced", "proved"),
+    [
+        (Halves(), (1, 5, 3), ["stem", "stem:1", "a", "b"], ["a", "b"]),
+        (TwoAttentions(), (1, 5, 8), ["qkv.0", "qkv.1"], []),
+    ],
+)
+def test_verification_finds_groups_that_work_at_equal_widths_alone(
+    net: nn.Module, shape: tuple[int, ...], traced: list[str], proved: list[str]
+) -> None:
+    inputs = (torch.randn(shape),)
+    structure = trace(net, inputs)
+    assert [group.name for group in structure.groups] == traced
+    assert [group.name for group in verify(net, inputs, structure).groups] == proved
+
+
 class Through(nn.Module):
     """A linear layer, something of its channels, and another one."""
 
@@ -270,6 +314,17 @@ def test_weight_norm_and_norms_of_single_channels_are_slimmed() -> None:
     assert [g.channels for g in verify(net, inputs, trace(net, inputs)).groups] == [8]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_parametrized_layers_say_their_new_sizes(bias: bool) -> None:
+    wrap = nn.utils.parametrizations.weight_norm
+    layers = [wrap(nn.Conv2d(8, 8, 3, groups=8, bias=bias)), wrap(nn.Conv2d(8, 12, 1, bias=bias))]
+    net, inputs = nn.Sequential(nn.Conv2d(3, 8, 3), *layers, nn.Conv2d(12, 2, 3)).eval(), (torch.randn(1, 3, 8, 8),)
+    structure = verify(net, inputs, trace(net, inputs))
+    assert [group.channels for group in structure.groups] == [8, 12]
+    small = slim(net, structure, halves(structure))
+    assert [(layer.in_channels, layer.out_channels, layer.groups) for layer in small[1:3]] == [(4, 4, 4), (4, 6, 1)]
+
+
 @pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
 def test_spectral_norm_is_slimmed(wrap: object) -> None:
     layers = [wrap(nn.Conv2d(3, 8, 3)), nn.ReLU(), wrap(nn.Conv2d(8, 6, 3)), nn.Flatten(), wrap(nn.Linear(96, 2))]  # type: ignore[operator]
@@ -280,13 +335,14 @@ def test_spectral_norm_is_slimmed(wrap: object) -> None:
     small(torch.randn(2, 3, 8, 8)).sum().backward()
 
 
-def test_a_hook_that_cannot_compute_a_slim_weight_freezes_its_groups() -> None:
+@pytest.mark.parametrize("wrap", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_norm_that_cannot_compute_a_slim_weight_freezes_its_groups(wrap: Any) -> None:
     """Spectral norm's vectors are of the whole weight's columns, those of a grouped convolution of one group's."""
-    norm = nn.utils.spectral_norm(nn.Conv2d(8, 8, 3, groups=2))
+    norm = wrap(nn.Conv2d(8, 8, 3, groups=2))
     net, inputs = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Conv2d(8, 2, 3)).eval(), (torch.randn(1, 3, 8, 8),)
     checked = verify(net, inputs, trace(net, inputs))
-    assert [group.name for group in checked.groups] == ["1.weight_orig"]
-    assert "its SpectralNorm can't be computed" in {each.name: each.reason for each in checked.frozen}["0"]
+    assert [group.name.partition(".")[0] for group in checked.groups] == ["1"]
+    assert "its weight can't be computed" in {each.name: each.reason for each in checked.frozen}["0"]
 
 
 def _old_weight_norm(module: nn.Module) -> nn.Module:
@@ -302,17 +358,16 @@ def test_hooked_weights_with_gradients_are_copied() -> None:
     assert slim(net, structure, {}) is not net
 
 
-def test_zero_heads_hide_nothing() -> None:
+@pytest.mark.parametrize("scale", [0.0, 1e-6])
+def test_branches_of_zeros_or_nearly_hide_nothing(scale: float) -> None:
     class Wrong(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
-            nn.init.zeros_(self.out.weight)
-            nn.init.zeros_(self.out.bias)
+            self.a, self.b, self.scale = nn.Linear(4, 6), nn.Linear(6, 4), nn.Parameter(torch.full((4,), scale))
 
         def forward(self, x: Tensor) -> Tensor:
             h = self.a(x)
-            return self.out(h * h.shape[-1])
+            return x + self.scale * self.b(h * h.shape[-1])
 
     net, inputs = Wrong().eval(), (torch.randn(1, 4),)
     structure = verify(net, inputs, trace(net, inputs))
