@@ -282,6 +282,16 @@ def test_a_table_stands_for_a_device_that_is_not_there(table, tmp_path):
         device.measure({"dense": b""})
 
 
+def test_a_table_that_was_cut_short_stands_for_no_device(tmp_path):
+    path = tmp_path / "table.json"
+    with pytest.raises(DeviceError, match="gone"):
+        built(FakeDevice(fail_after=8), path=path)
+    with pytest.raises(DeviceError, match=r"was cut short.*finish it by `amc latency"):
+        open_device(str(path))
+    built(FakeDevice(), path=path)
+    assert open_device(str(path)).fingerprint() == FakeDevice().fingerprint()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
