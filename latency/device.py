@@ -82,12 +82,20 @@ class LocalDevice:
 
 
 class TableDevice:
-    """A device that is not there, known from its latency table: it predicts, and measures nothing."""
+    """A device that is not there, known from its latency table: it predicts, and measures nothing.
+
+    Raises DeviceError: the table can't be read, or was never finished.
+    """
 
     def __init__(self, path: str) -> None:
         from latency.table import LatencyTable
 
         self.name, self.table = path, LatencyTable.load(path)
+        if self.table.error is None:
+            raise DeviceError(
+                f"the latency table {path} was cut short, so that nothing says how far off its predictions are; finish"
+                f" it by `amc latency --model … --table {path}` on the device that it is of"
+            )
 
     def measure(self, models: Mapping[str, Model], **options: Any) -> dict[str, Reading]:
         """Always a DeviceError."""
@@ -110,7 +118,7 @@ def open_device(text: str) -> Device:
 
     Raises:
         UsageError: it is none of these.
-        DeviceError: the device can't be reached, or the table can't be read.
+        DeviceError: the device can't be reached, or the table can't be read or was never finished.
     """
     if text == "local":
         return LocalDevice()

@@ -12,7 +12,7 @@ policies with the slim model in torch, and refuses where they differ; the caller
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,18 +42,23 @@ def sliced(
     inputs: example inputs, `(N, …)` each, by position or by name.
 
     Raises:
-        ModelError: a sliced file does not load, or its outputs are not those of the slim model (to 1e-5).
+        ModelError: it can't be cut, a cut file does not load, or its outputs are not the slim model's (to 1e-5).
     """
     from amc.slim import slim
 
-    slicer = Slicer(dense, structure, {name: _array(value) for name, value in model.state_dict().items()})
     rng = np.random.default_rng(0)
     widths = [[group.floor for group in structure.groups]]
     widths += [[int(rng.choice(group.widths)) for group in structure.groups] for _ in range(2)]
-    for policy in widths:
-        kept = random_kept(structure, policy, rng)
-        with torch.no_grad():
-            _prove(slicer(kept), slim(model, structure, kept).eval().cpu(), inputs)
+    try:
+        slicer = Slicer(dense, structure, {name: _array(value) for name, value in model.state_dict().items()})
+        for policy in widths:
+            kept = random_kept(structure, policy, rng)
+            with torch.no_grad():
+                _prove(slicer(kept), slim(model, structure, kept).eval().cpu(), inputs)
+    except ModelError:
+        raise
+    except Exception as error:  # a graph that the plan misreads can fail anywhere, and ONNX Runtime has its own errors
+        raise ModelError(f"the dense ONNX file can't be sliced: {describe(error)[:200]}") from error
     return slicer
 
 
@@ -87,10 +92,7 @@ def _prove(file: bytes, slim: nn.Module, inputs: tuple[torch.Tensor, ...] | Mapp
         drawn = [_random_like(x) for x in inputs]
         feeds = dict(zip((value.name for value in session.get_inputs()), drawn, strict=False))
         expected = slim(*drawn)
-    try:
-        found = session.run(None, {name: _array(x) for name, x in feeds.items()})
-    except Exception as error:  # ONNX Runtime's own
-        raise ModelError(f"the dense ONNX file can't be sliced: {describe(error)[:200]}") from error
+    found = session.run(None, {name: _array(x) for name, x in feeds.items()})
     wanted = [_array(tensor) for tensor in flatten(expected)]
     if len(found) != len(wanted) or not all(map(_close, found, wanted)):
         raise ModelError("the dense ONNX file can't be sliced: its outputs are not those of the slim model")
@@ -293,10 +295,11 @@ def _cuts(
     name = node.input[at]
     array = arrays[name]
     if node.op_type in ("Conv", "ConvTranspose") and at == 2:
-        # Batch norm folded into a convolution leaves a bias that no tensor of ours has; it lies along the outputs.
+        # Batch norm folded into a convolution leaves a bias that no tensor of ours has; it lies along the outputs,
+        # which a transposed one's weight holds block by block and the bias in a row.
         weight = owners.get(node.input[1], ())
         axis = 1 if node.op_type == "ConvTranspose" else 0
-        return tuple(_Cut(0, cut.group, cut.part) for cut in weight if cut.axis == axis)
+        return tuple(_Cut(0, cut.group, replace(cut.part, blocks=1)) for cut in weight if cut.axis == axis)
     if node.op_type == "BatchNormalization" and at > 0:
         # Layers of equal statistics share tensors after export; the node still knows its module.
         own = f"{module_of(node)}.{('weight', 'bias', 'running_mean', 'running_var')[at - 1]}"

@@ -36,6 +36,8 @@ SLOWED = 1.15
 """Samples during which the dense model's times differ by no more than this factor were taken at one speed."""
 SEEN = 1 / 3
 """At least this share must have been taken at the speed that counts: a machine that stays busy is measured as it is."""
+MOST = 1000
+"""Samples that a table may have, and corrections: a fit's work grows with the third power of both."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=500)]
@@ -100,9 +102,9 @@ class LatencyTable(_Strict):
     device: DeviceInfo
     conditions: Conditions
     dense_ms: Positive
-    samples: Annotated[list[Sample], Field(max_length=100_000)]
+    samples: Annotated[list[Sample], Field(min_length=1, max_length=MOST)]
     held_out: Annotated[list[Sample], Field(max_length=100_000)]
-    corrections: Annotated[list[Sample], Field(max_length=100_000)] = []
+    corrections: Annotated[list[Sample], Field(max_length=MOST)] = []
     error: TableError | None = None
 
     @classmethod
@@ -149,7 +151,7 @@ class LatencyTable(_Strict):
     def corrected(self, measured: Sequence[tuple[Sequence[int], float]]) -> LatencyTable:
         """This table and finalists' measurements: widths, and latency over the dense model's."""
         samples = [Sample(widths=[int(w) for w in widths], ratio=ratio) for widths, ratio in measured]
-        return self.model_copy(update={"corrections": [*self.corrections, *samples]})
+        return self.model_copy(update={"corrections": [*self.corrections, *samples][-MOST:]})
 
 
 def structure_key(structure: Structure) -> str:
@@ -237,7 +239,7 @@ def build_table(
 
     files: widths -> ONNX file of that policy (`latency.policy_files`). dense: the dense model's.
     path: where the table is written as it grows. One that was cut short is gone on with.
-    seconds: time for each policy.
+    samples: at most `MOST`. seconds: time for each policy.
 
     Raises:
         DeviceError: the device fails, or the table at `path` is of another model or device.
@@ -249,6 +251,7 @@ def build_table(
         return table
     builder = _Builder(device, files, dense, conditions, seed)
     taken = [(sample, table.dense_ms) for sample in table.samples] if table else []
+    samples = min(samples, MOST)
     total, start, checked = samples + held_out, time.monotonic(), 0
     rng = np.random.default_rng([seed, len(taken)])
 

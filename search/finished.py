@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from amc import documents
 from amc.errors import AmcError, RunError
 from amc.policy import Policy, load_policy
+from search.settings import MAX_THREADS
 
 if TYPE_CHECKING:
     from search.sensitivity import Sensitivity
@@ -158,7 +159,7 @@ class Resolved(_Read):
 
     data_fingerprint: str | None = None
     accelerator: str | None = None
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None
     frozen: list[FrozenInfo] | None = None
     groups: list[GroupInfo] = []
     test_examples: Count | None = None

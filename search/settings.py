@@ -6,6 +6,7 @@ it costs nothing: no torch, no NumPy.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,6 +20,8 @@ from search.strategies import DEFAULT, STRATEGIES
 
 DEFAULT_TRIALS = 120
 DEFAULT_TIME_LIMIT = 1800.0
+MAX_THREADS = 1024
+"""More than any machine gains from, and fewer than what crashes a process that starts them."""
 
 
 def option(default: Any, group: str, text: str, **more: Any) -> Any:
@@ -39,18 +42,13 @@ def seconds(text: str) -> float:
     return value
 
 
-MOST_THREADS = 1024
-"""More than any device has; far more end a process instead of an option."""
-
-
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A reader of whole numbers from `least` on, and up to `most`."""
+def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """A reader of whole numbers in [least, most]."""
+    rule = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
 
     def read(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text) or int(text) < least:
-            raise ValueError(f"write a whole number of at least {least}")
-        if most is not None and int(text) > most:
-            raise ValueError(f"write a whole number of at most {most}")
+        if not re.fullmatch(r"[+-]?\d+", text) or not least <= int(text) <= most:
+            raise ValueError(f"write a whole number {rule}")
         return int(text)
 
     return read
@@ -252,7 +250,7 @@ class Settings:
     )
     latency_batch: int = option(1, "device", "batch size of latency", parse=whole(1), metavar="N")
     latency_threads: int = option(
-        1, "device", "ONNX Runtime threads of latency", parse=whole(1, MOST_THREADS), metavar="N"
+        1, "device", "ONNX Runtime threads of latency", parse=whole(1, MAX_THREADS), metavar="N"
     )
     latency_providers: tuple[str, ...] = option(
         ("cpu",),
@@ -263,7 +261,11 @@ class Settings:
     )
     accelerator: str = option("auto", "device", "where torch runs: auto, cpu, cuda, cuda:1 …", metavar="NAME")
     threads: int | None = option(
-        None, "device", "torch's CPU threads (default: all, but one for a tiny model)", parse=whole(1), metavar="N"
+        None,
+        "device",
+        "torch's CPU threads (default: all, but one for a tiny model)",
+        parse=whole(1, MAX_THREADS),
+        metavar="N",
     )
 
     def as_json(self) -> dict[str, Any]:

@@ -218,6 +218,32 @@ class Auxiliary(nn.Module):
         return self.out(h) + self.aux(h) if self.training else self.out(h)
 
 
+class Transposed(nn.Module):
+    """Grouped transposed convolutions: a bias that batch norm leaves when folded, and one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.up = nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 3, groups=2, bias=False)
+        self.bn, self.last = nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 12, 3, groups=4)
+        self.head = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.last(self.bn(self.up(self.first(x).relu())).relu()).relu()).mean((2, 3))
+
+
+def test_the_bias_of_a_grouped_transposed_convolution_is_cut_in_a_row(tmp_path):
+    torch.manual_seed(0)
+    net = trained(Transposed(), 2)
+    traced = trace(net, (X[:1],))
+    assert [group.name for group in traced.groups] == ["first", "up", "last"]
+    proven = sliced(net, traced, (X[:1],), exported(net, tmp_path))
+    kept = random_kept(traced, [4, 4, 8], np.random.default_rng(0))
+    export_onnx(slim(net, traced, kept), (X,), tmp_path / "slim.onnx")
+    opened = (open_session(file) for file in (proven(kept), tmp_path / "slim.onnx"))
+    found, expected = (session.run(None, {"x": X.numpy()})[0] for session in opened)
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [HalfBuffer, Auxiliary])
 def test_what_the_file_or_numpy_lacks_is_not_missed(kind, tmp_path):
     torch.manual_seed(0)
@@ -231,7 +257,11 @@ def test_what_the_file_or_numpy_lacks_is_not_missed(kind, tmp_path):
     assert np.abs(found - expected).max() < 1e-5
 
 
-def test_what_can_not_be_sliced_is_exported(tmp_path):
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_can_not_be_sliced_is_exported(fails, tmp_path, monkeypatch):
+    """Whether the proof refuses it or the plan misreads the graph so that the cutting itself fails."""
+    if fails:
+        monkeypatch.setattr(Slicer, "__call__", lambda self, kept: [][0])
     torch.manual_seed(0)
     net = Normalized().eval()
     traced = trace(net, (X[:1],))

@@ -18,6 +18,7 @@ from latency.cost import _wider
 from latency.table import SLOWED, Conditions, draw, steady
 
 CHANNELS = (16, 32, 32, 48)
+SAMPLE = '{"widths": [1, 1, 1, 1], "ratio": 1.0},'
 
 
 def plain(channels=CHANNELS) -> Structure:
@@ -281,6 +282,16 @@ def test_a_table_stands_for_a_device_that_is_not_there(table, tmp_path):
         device.measure({"dense": b""})
 
 
+def test_a_table_that_was_cut_short_stands_for_no_device(tmp_path):
+    path = tmp_path / "table.json"
+    with pytest.raises(DeviceError, match="gone"):
+        built(FakeDevice(fail_after=8), path=path)
+    with pytest.raises(DeviceError, match=r"was cut short.*finish it by `amc latency"):
+        open_device(str(path))
+    built(FakeDevice(), path=path)
+    assert open_device(str(path)).fingerprint() == FakeDevice().fingerprint()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -291,6 +302,12 @@ def test_a_table_stands_for_a_device_that_is_not_there(table, tmp_path):
         (lambda text: text.replace('"dense_ms": ', '"dense_ms": NaN, "x": '), "not a number"),
         (lambda text: text.replace('"dense_ms": ', '"dense_ms": -'), "dense_ms"),
         (lambda text: text.replace('"ratio": ', '"ratio": 1e999, "x": ', 1), "out of range"),
+        (lambda text: text.replace('"samples": [', '"samples": [], "x": ['), "at least 1 item"),
+        (lambda text: text.replace('"samples": [', '"samples": [' + 1000 * SAMPLE), "at most 1000 items"),
+        (
+            lambda text: text.replace('"corrections": [', '"corrections": [' + 1000 * SAMPLE + SAMPLE[:-1]),
+            "at most 1000",
+        ),
         (lambda text: text.replace('"channels": 48', '"channels": 3'), "does not fit its groups"),
         (lambda text: "[" * 10**5, "nested too deeply"),
         (lambda text: "[]", "not a latency table"),

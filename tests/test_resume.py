@@ -229,6 +229,8 @@ def _data(count):
         (lambda d: d["settings"].update(strategy=["ddpg"]), "strategy"),
         (lambda d: d.update(settings=[]), "settings"),
         (lambda d: d["resolved"].update(threads=-1), "threads"),
+        (lambda d: d["resolved"].update(threads=1025), "threads"),
+        (lambda d: d["settings"].update(threads=1025), "--threads '1025' can't be used: write a whole number from 1"),
         (lambda d: d["resolved"].update(groups=7), "groups"),
     ],
 )
