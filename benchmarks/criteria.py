@@ -49,8 +49,10 @@ one vector a group. Each member is divided by its `normalize` (`none`, `mean`, `
 aggregated (`sum`, `mean`, `max`, `first`). A group that a criterion sees nothing of is ranked by `l1`, with a warning.
 A criterion of your own is a function and a line: `examples/own_importance.py`.
 
-The tables are of one draw of calibration images and of one width for all: differences of two points are noise, and how
-criteria compare after fine-tuning is another question."""
+The tables are of one draw of calibration images and of one width for all: differences of two points are noise. Two
+epochs of fine-tuning leave little of them: the policy of ResNet-20 that `auto` found ([Benchmarks](benchmarks.md))
+reaches 0.8626 ranked by `l1`, 0.8624 by `lasso`, 0.8596 by `wanda`, 0.8590 by `thinet` and 0.8584 by `fisher` with one
+seed, and 0.8596 to 0.8626 by `l1` with three."""
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
