@@ -118,6 +118,7 @@ def run_job(
             with closing(setup.executor or ExitStack()):
                 _announce(setup, display)
                 dense = _dense_accuracies(setup, display)
+                directory.begun = True
                 setup, found, proxy = search_to_budget(directory, setup, display)
             if found.best is None:
                 raise SearchFailed(_nothing(path, found))

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from amc.errors import AmcError, RunError, UsageError
-from amc.files import dump_json, read_json, sync_folder, write_atomic
+from amc.files import disk_trouble, dump_json, read_json, sync_folder, write_atomic
 
 LOCK, OWNER, LOG = ".lock", ".owner.json", "run.log"
 MAKING, COMPLETE = ".making", ".complete"
@@ -40,10 +40,14 @@ _TEMPORARY = re.compile(r"\..*\.tmp(-journal|-wal|-shm)?")
 
 
 class RunDirectory:
-    """The files of one run, by name."""
+    """The files of one run, by name.
+
+    begun: whether its search has; before, a new run that fails leaves nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.begun = False
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -157,7 +161,7 @@ def check_resumable(path: Path) -> None:
 def owned(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
     """The directory, made if need be, for this process alone, with the log of the run in `run.log`.
 
-    A new run that ends because the user's input is at fault, before it searched, leaves nothing behind.
+    A new run that ends because the user's input or code is at fault, before it searched, leaves nothing behind.
 
     Raises:
         RunError: another process owns it. UsageError: it can't be made.
@@ -180,8 +184,8 @@ def owned(path: Path, *, resume: bool) -> Iterator[RunDirectory]:
             try:
                 yield directory
             except Exception as error:
-                ours = isinstance(error, AmcError) and error.exit_status != 2
-                discard = not (ours or resume or (path / STUDY).exists())
+                ours = error.exit_status != 2 if isinstance(error, AmcError) else disk_trouble(error) or directory.begun
+                discard = not ours and not resume and not (path / STUDY).exists()
                 raise
     finally:
         with contextlib.suppress(OSError):
