@@ -16,9 +16,11 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -170,10 +172,7 @@ class SshDevice:
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
-                # A thread of its own: the caller may have a running event loop (a notebook has).
-                with ThreadPoolExecutor(1) as pool:
-                    task = self._exchange(request, models, parse, patience, progress)
-                    return pool.submit(asyncio.run, task).result()
+                return _run(self._exchange(request, models, parse, patience, progress))
             except _TryAgainError as error:
                 reason = str(error)
         raise DeviceError(f"{self.name} did not measure in {self.tries} tries; the last one: {reason}")
@@ -234,6 +233,27 @@ class SshDevice:
             raise _TryAgainError(f"the connection failed: {str(error)[:300] or type(error).__name__}") from error
         except (ValidationError, ValueError) as error:
             raise _TryAgainError("what came back is not an answer of the worker") from error
+
+
+def _run(exchange: Coroutine[Any, Any, Any]) -> Any:
+    """What the exchange returns; Ctrl-C ends it at once.
+
+    It has a thread of its own: the caller may have a running event loop (a notebook has).
+    """
+    started: Future[Callable[[], object]] = Future()
+
+    async def work() -> Any:
+        task = asyncio.ensure_future(exchange)
+        started.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
+        return await task
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            return pool.submit(asyncio.run, work()).result()
+        except BaseException:  # the pool waits for its thread, which hears of no signal
+            with suppress(RuntimeError, TimeoutError):  # it has ended by itself, or never began
+                started.result(timeout=1)()
+            raise
 
 
 class _Talk:

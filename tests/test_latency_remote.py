@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
@@ -151,6 +153,25 @@ def test_sshd_killed_in_the_middle_and_back_again(server, tmp_path):
     )
     thread.join()
     assert found["b"].rounds >= 4
+
+
+def test_ctrl_c_ends_an_exchange_at_once(monkeypatch):
+    """Not when the far side has answered, which may take minutes."""
+    ended = Future()
+
+    async def exchange(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            ended.set_result("by Ctrl-C")
+            raise
+        ended.set_result("by itself")
+
+    monkeypatch.setattr(remote.SshDevice, "_exchange", exchange)
+    with pytest.raises(KeyboardInterrupt):
+        remote.SshDevice.at("ssh://somewhere").fingerprint()
+    assert ended.result() == "by Ctrl-C"
 
 
 @needs_sshd
