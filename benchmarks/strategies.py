@@ -74,7 +74,7 @@ def problem_of(name: str, seed: int) -> tuple[Problem, Callable[[Any], float], f
 
 @cache
 def embedded(name: str) -> Problem:
-    """One for all runs of a process: it remembers what policies scored. The latency table is kept, and the same for all."""
+    """One for all runs of a process: it remembers what policies scored. All have the same latency table, a kept one."""
     from search import build
 
     return build(budget=EMBEDDED[name], device=str(TABLE), threads=1)
