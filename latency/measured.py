@@ -1,7 +1,8 @@
 """Latency of each policy as measured, for rewards: the policy's own ONNX file, timed beside the dense one.
 
 A number in milliseconds would wander with the machine's speed from trial to trial. So each policy is paired with the
-dense model, and its latency is their ratio times the dense model's first reading: comparable throughout a run.
+dense model, and its latency is their ratio times the dense model's first reading: comparable throughout a run, whose
+study keeps that reading for those who resume or share it (`search.rounds`).
 """
 
 from __future__ import annotations
@@ -49,15 +50,16 @@ class MeasuredLatency:
         key = tuple(int(width) for width in widths)
         if key not in self._known:
             models = {"dense": self._dense, "slim": self._file(key)}
-            self._known[key] = self._measure(models)["slim"].ratio * self._dense_ms
-        return self._known[key]
+            self._known[key] = self._measure(models)["slim"].ratio
+        return self._known[key] * self.dense_ms
 
     @cached_property
     def _dense(self) -> bytes:
         return export_bytes(self._model, self._inputs)
 
     @cached_property
-    def _dense_ms(self) -> float:
+    def dense_ms(self) -> float:
+        """The unit of all others: the dense model's latency, ms, measured when first asked for unless it was set."""
         return self._measure({"dense": self._dense})["dense"].median_ms
 
     @cached_property

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
 
-from amc.errors import UsageError
+from amc.errors import RunError, UsageError
 from amc.problem import Problem
 from amc.weights import weights_sha256
 from search.anchors import Chooser
@@ -62,6 +64,7 @@ class _Rounds:
         self._planned = setup.problem
         self._front = front_problem(setup.settings, setup.problem)
         self.study, self.leases = _open_study(directory, setup, self._sampler(setup.problem))
+        _keep_unit(self.study, setup, self.leases)
         if self._front:
             begin(self.study, self._front)
         warm_start(self.study, setup.problem, setup.settings.warm_start, self.leases)
@@ -155,6 +158,25 @@ def _chooser(directory: RunDirectory, setup: Setup) -> Chooser:
         share=share,
         rest=rest,
     )
+
+
+def _keep_unit(study: optuna.Study, setup: Setup, leases: Leases | None) -> None:
+    """Measured latencies are multiples of one dense reading: the study's first, whichever process made it.
+
+    Raises:
+        RunError: the study holds what we did not write.
+    """
+    latency: Any = setup.costs.get("latency")
+    if latency is None or setup.bench is not None:  # none, or predicted by a table, which is kept
+        return
+    with leases.locked() if leases else nullcontext():
+        known = study.user_attrs.get("dense_ms")
+        if known is None:
+            study.set_user_attr("dense_ms", latency.dense_ms)
+        elif isinstance(known, int | float) and 0 < known < math.inf:
+            latency.dense_ms = known
+        else:
+            raise RunError(f"the study's `dense_ms` is no latency that we wrote: {known!r:.100}")
 
 
 def _open_study(directory: RunDirectory, setup: Setup, sampler: BaseSampler) -> tuple[optuna.Study, Leases | None]:

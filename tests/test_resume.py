@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
@@ -200,6 +201,20 @@ def test_data_that_changed_is_refused(tmp_path):
             run(model=model, data=_data(200), budget="flops=0.5", out=out)
     with pytest.raises(DataError, match=r"the data of the run in .* has changed"):
         run(model=model, data=_data(100), out=out, resume=True)
+
+
+def test_measured_latencies_keep_their_unit_on_a_slower_machine(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(job, "finish", _interrupt)
+    given = {"budget": "flops=0.5", "reward": "amc_latency", "strategy": "random", "score_steps": 0, "trials": 2}
+    for milliseconds in (2.0, 6.0):
+        reading = SimpleNamespace(median_ms=milliseconds, ratio=0.5)
+        monkeypatch.setattr("latency.measured.measure", lambda models, now=reading, **_: dict.fromkeys(models, now))
+        with pytest.raises(Interrupted):
+            run(model=_net(), data=_data(100), out=out, **given)
+        given = {"trials": 4, "resume": True}
+    trials = open_study(open_storage(out / "study.db"), "search", None).get_trials()
+    assert [trial.user_attrs["latency"] for trial in trials] == [1.0] * 4
 
 
 def _interrupt(*_):
