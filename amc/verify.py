@@ -1,10 +1,10 @@
 """The proof that a group can be slimmed, tried before anyone relies on it (DESIGN 8).
 
-Six removals are tried: the smallest step, a random half of every group, the other half, twice random shares that differ
-from group to group, and all but the floor. For each, the slim model must run, and agree with the dense model in which
-the removed channels are zero and left out of statistics that span channels. Where the dense model runs in training mode
-on examples alone, the slim one has to. A group that fails at its floor only (one channel, whose axis a `squeeze` drops;
-a norm over a single value) gets a higher one.
+Seven removals are tried: the smallest step, a random half of every group, the other half, three times random shares
+that differ from group to group (of few widths, two draws are often equal), and all but the floor. For each, the slim
+model must run, and agree with the dense model in which the removed channels are zero and left out of statistics that
+span channels. Where the dense model runs in training mode on examples alone, the slim one has to. A group that fails at
+its floor only (one channel, whose axis a `squeeze` drops; a norm over a single value) gets a higher one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def verify(model: nn.Module, inputs: Inputs, structure: Structure, *, floors: bo
     half, other = (lambda group: halves[group.name]), (lambda group: _others(group, halves[group.name]))
     agrees, trains = _agrees(model, inputs, structure), _trains(model, inputs, structure)
     apart = partial(random_width, generator=generator)
-    trials = [(check, choose) for choose in (smallest_step, half, other, apart, apart) for check in agrees]
+    trials = [(check, choose) for choose in (smallest_step, half, other, apart, apart, apart) for check in agrees]
     trials += [(check, half) for check in trains]
     for check, choose in trials:
         bad = _failing(check, good, {group.name: choose(group) for group in good})
