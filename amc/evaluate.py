@@ -37,7 +37,6 @@ Tune = Callable[[nn.Module, int], object]
 Watch = Callable[[str, int, int], object]
 """Called with (rung, steps done, steps in all) while a policy is scored."""
 
-
 log = logging.getLogger("amc")
 
 

@@ -64,7 +64,7 @@ def pretrained(name: str, data: Data, *, seed: int = 0, progress: Progress | Non
     if data.train is None:
         raise DataError(f"--data {data.name} has no `train` to train {name} on; pass --weights")
     model = load_model(name, data=data, seed=seed).model
-    path = cache_folder() / f"{name}-{_key(name, data, seed)}.safetensors"
+    path = _path(name, data, seed)
     with _locked(path):
         if not _cached(model, path):
             _train(model, name, data, seed, progress)
@@ -73,6 +73,15 @@ def pretrained(name: str, data: Data, *, seed: int = 0, progress: Progress | Non
             except OSError as problem:
                 logger.warning("the trained weights of %s are not kept: %s", name, problem)
     return model.eval()
+
+
+def is_cached(name: str, data: Data, *, seed: int = 0) -> bool:
+    """Whether `pretrained` need not train."""
+    return _path(name, data, seed).exists()
+
+
+def _path(name: str, data: Data, seed: int) -> Path:
+    return cache_folder() / f"{name}-{_key(name, data, seed)}.safetensors"
 
 
 @contextmanager

@@ -85,21 +85,14 @@ def smallest_step(group: Group) -> np.ndarray:
 
 def random_half(group: Group, generator: np.random.Generator) -> np.ndarray:
     """A random half of each cell, at least one unit of it."""
-    smallest = len(np.unique(_cells(group)))
-    return _random(group, max(1, group.channels // smallest // 2) * smallest, generator)
+    cells = len(np.unique(_cells(group)))
+    return _of_each_cell(group, max(1, group.channels // cells // 2) * cells, generator.permutation)
 
 
 def random_width(group: Group, generator: np.random.Generator) -> np.ndarray:
     """As many random units as a random one of the widths from a half on: what holds between equal shares shows here."""
-    return _random(group, generator.choice([w for w in group.widths if 2 * w >= group.channels]), generator)
-
-
-def _random(group: Group, width: int, generator: np.random.Generator) -> np.ndarray:
-    """Random units, equally many of each cell."""
-    cells = _cells(group)
-    names = np.unique(cells)
-    chosen = [generator.permutation(np.flatnonzero(cells == cell))[: width // len(names)] for cell in names]
-    return np.sort(np.concatenate(chosen))
+    width = generator.choice([width for width in group.widths if 2 * width >= group.channels])
+    return _of_each_cell(group, width, generator.permutation)
 
 
 def _others(group: Group, units: np.ndarray) -> np.ndarray:
@@ -112,9 +105,17 @@ def _others(group: Group, units: np.ndarray) -> np.ndarray:
 
 def narrowest(group: Group) -> np.ndarray:
     """As few units of each cell as a policy may keep."""
+    return _of_each_cell(group, group.floor)
+
+
+def _of_each_cell(
+    group: Group, width: int, ordered: Callable[[np.ndarray], np.ndarray] = lambda units: units
+) -> np.ndarray:
+    """So many units, equally many of each cell: its first ones, once they are ordered."""
     cells = _cells(group)
     names = np.unique(cells)
-    return np.sort(np.concatenate([np.flatnonzero(cells == cell)[: group.floor // len(names)] for cell in names]))
+    chosen = [ordered(np.flatnonzero(cells == cell))[: width // len(names)] for cell in names]
+    return np.sort(np.concatenate(chosen))
 
 
 def _raised(group: Group) -> Group:

@@ -28,7 +28,7 @@ from amc.importance import rank
 from amc.layout import fast_layout
 from amc.models import Inputs, Loaded, load_model
 from amc.own_data import DatasetSplit
-from amc.pretrain import RECIPES, pretrained
+from amc.pretrain import RECIPES, is_cached, pretrained
 from amc.problem import Problem
 from amc.registry import resolve
 from amc.reward import NEEDS_LATENCY
@@ -136,7 +136,8 @@ def compose(
     check_device(settings)
     loaded_data = read_data(settings, data)
     check_recovery(settings, loaded_data, metric, finetune)
-    if model is None and dense_weights is None and is_trained_here(settings):
+    embedded = model is None and dense_weights is None and is_trained_here(settings)
+    if embedded and not is_cached(settings.model, loaded_data):
         check_reachable([settings], loaded_data)
     loaded = load_dense(settings, loaded_data, model=model, weights=dense_weights, display=display)
     structure = trace_model(loaded, settings)

@@ -124,9 +124,8 @@ def prepare(
     if not (directory / DENSE_ONNX).exists():
         export_onnx(setup.loaded.model, setup.loaded.inputs, directory / DENSE_ONNX)
     setup = replace(setup, executor=executor_of(setup, dense))
-    directory.write_json(
-        SETTINGS, _document(settings, setup)
-    )  # last: what was refused is not what the run goes on with
+    # Last: what was refused is not what the run goes on with.
+    directory.write_json(SETTINGS, _document(settings, setup))
     return setup
 
 

@@ -46,6 +46,14 @@ class WidthSampler(BaseSampler):
         """Widths in the groups' order, not necessarily allowed ones."""
         raise NotImplementedError
 
+    def policy(self, trial: FrozenTrial) -> tuple[int, ...] | None:
+        """A trial's widths in the groups' order; None where it has none, or not all of them."""
+        params = trial.params
+        try:
+            return tuple([params[group.name] for group in self.problem.groups])
+        except KeyError:
+            return None
+
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The static space: Optuna's own samplers would take the intersection of past trials'."""
         return dict(search_space(self.problem))

@@ -143,9 +143,8 @@ class DDPGSampler(WidthSampler):
             for other in ended:
                 if other.number not in self._learned:
                     self._learn(other)
-            names, turns = [group.name for group in self.problem.groups], itertools.count()
-            past = [other.params for other in study.get_trials(deepcopy=False)]
-            known = {tuple([params[name] for name in names]) for params in past if params.keys() >= set(names)}
+            turns = itertools.count()
+            known = {widths for other in study.get_trials(deepcopy=False) if (widths := self.policy(other))}
             return fresh(known, lambda: self._walk(len(ended), WIDER ** next(turns), rng))
 
     def _walk(self, episode: int, wider: float, rng: np.random.Generator) -> Widths:
@@ -180,10 +179,11 @@ class DDPGSampler(WidthSampler):
     def _learn(self, trial: FrozenTrial) -> None:
         """Stores a finished trial's transitions, with the executed actions, and trains once."""
         self._learned.add(trial.number)
-        if trial.state != TrialState.COMPLETE or not set(trial.params) >= {g.name for g in self.problem.groups}:
+        widths = self.policy(trial)
+        if trial.state != TrialState.COMPLETE or widths is None:
             return
         assert trial.value is not None
-        self._store([int(trial.params[group.name]) for group in self.problem.groups], trial.value)
+        self._store(widths, trial.value)
         with seeded(self._seed, "train", trial.number):
             self._agent.train(self.updates, self.settings.batch)
 

@@ -45,13 +45,12 @@ class MovingSampler(WidthSampler):
     def __init__(self, problem: Problem, *, trials: int = 100, seed: int = 0) -> None:
         super().__init__(problem)
         self.trials, self.seed = trials, seed
-        self._names = [group.name for group in problem.groups]
         self._starts = starts(problem)
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """The next start that nobody has proposed, then what `follow` says."""
         past = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        known = {widths for other in past if (widths := self._whole(other))}
+        known = {widths for other in past if (widths := self.policy(other))}
         for start in self._starts:
             if start not in known:
                 return start
@@ -78,18 +77,10 @@ class MovingSampler(WidthSampler):
         """
         raise NotImplementedError
 
-    def _whole(self, trial: FrozenTrial) -> Widths | None:
-        """A trial's policy; None where it has none, or not all of it."""
-        params = trial.params
-        try:
-            return tuple([params[name] for name in self._names])
-        except KeyError:
-            return None
-
     def _scored(self, past: Sequence[FrozenTrial]) -> list[Scored]:
         found: dict[Widths, Scored] = {}
         for trial in past:
-            widths = self._whole(trial)
+            widths = self.policy(trial)
             if trial.state == TrialState.COMPLETE and widths and trial.value is not None:
                 found.setdefault(widths, Scored(trial.number, widths, trial.value))
         return list(found.values())
