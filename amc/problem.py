@@ -97,12 +97,15 @@ class Problem:
         """What a policy is worth whose accuracy was found elsewhere: in another process, say.
 
         Raises:
-            ArithmeticError: the accuracy is not a finite number.
+            ArithmeticError: the accuracy, or the reward that it makes, is not a finite number.
         """
         accuracy = float(accuracy)
         if not math.isfinite(accuracy):
             raise ArithmeticError(f"the evaluation gave {accuracy}, which is not a finite number")
-        return self._outcome(self.widths(policy), accuracy)
+        outcome = self._outcome(self.widths(policy), accuracy)
+        if not math.isfinite(outcome.reward):
+            raise ArithmeticError(f"the reward is {outcome.reward}, which is not a finite number")
+        return outcome
 
     def _outcome(self, widths: tuple[int, ...], accuracy: float) -> Outcome:
         costs = spent(self.costs, widths)

@@ -48,6 +48,21 @@ def test_nan_is_a_failed_trial_not_a_score():
     assert (result.trials, result.failed, result.best) == (0, 3, None)
 
 
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), -float("inf")])
+def test_a_reward_that_is_no_finite_number_fails_its_trial_alone(reward):
+    problem = concave(5)[0]
+
+    def sometimes(accuracy, costs, budget):
+        return reward if accuracy < 0.7 else accuracy
+
+    strange = Problem(problem.groups, problem.budget, problem._evaluate, reward=sometimes)
+    study = open_study(None, "test", make_sampler("random", strange, trials=12, seed=0))
+    result = search(strange, study, trials=12)
+    assert min(result.trials, result.failed) > 0
+    assert result.trials + result.failed == 12
+    assert all("the reward is" in trial.user_attrs["error"] for trial in study.get_trials(states=[TrialState.FAIL]))
+
+
 def test_many_failures_in_a_row_stop_the_search_and_say_why():
     problem, calls = failing(every=1)
     study = open_study(None, "test", make_sampler("random", problem, trials=100, seed=0))
