@@ -82,12 +82,15 @@ class Sample(_Strict):
 
 
 class TableError(_Strict):
-    """How far predictions were from policies that were held out, as fractions of the measured latency."""
+    """How far predictions were from policies that were held out, as fractions of the measured latency.
+
+    spearman: None where all of them are predicted, or were measured, to take the same.
+    """
 
     mean: float
     p99: float
     within_10_percent: float
-    spearman: float
+    spearman: float | None
     policies: int
 
 
@@ -315,10 +318,11 @@ def table_error(predictor: Predictor, held: Sequence[Sample]) -> TableError:
     measured = np.array([sample.ratio for sample in held])
     predicted = predictor(np.array([sample.widths for sample in held]))
     off = np.abs(predicted / measured - 1)
+    ranked = np.ptp(predicted.round(5)) > 0 and np.ptp(measured) > 0  # ratios are kept to five digits
     return TableError(
         mean=round(float(off.mean()), 4),
         p99=round(float(np.quantile(off, 0.99)), 4),
         within_10_percent=round(float((off <= 0.1).mean()), 4),
-        spearman=round(float(spearmanr(predicted, measured)[0]), 4),
+        spearman=round(float(spearmanr(predicted, measured)[0]), 4) if ranked else None,
         policies=len(held),
     )

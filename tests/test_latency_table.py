@@ -15,7 +15,7 @@ from amc.errors import DeviceError
 from amc.groups import Group, Layer, Slice, Structure, TensorInfo
 from latency import LatencyCost, LatencyTable, build_table, open_device
 from latency.cost import _wider
-from latency.table import SLOWED, Conditions, draw, steady
+from latency.table import SLOWED, Conditions, draw, steady, table_error
 
 CHANNELS = (16, 32, 32, 48)
 SAMPLE = '{"widths": [1, 1, 1, 1], "ratio": 1.0},'
@@ -123,6 +123,11 @@ def table() -> LatencyTable:
 @pytest.fixture(scope="module")
 def cost(table) -> LatencyCost:
     return LatencyCost.of(table, plain())
+
+
+def test_policies_that_are_all_alike_have_no_rank_correlation(table):
+    """They are, where a group has two widths and few policies are held out."""
+    assert table_error(table.predictor(plain()), table.held_out[:1] * 3).spearman is None
 
 
 def test_predicts_policies_it_never_saw(table):

@@ -182,7 +182,8 @@ def _build(settings: Settings, device: Device, path: Path, arguments: argparse.N
     if error:
         display.show(
             f"error on {error.policies} policies that were held out: {error.mean:.1%} on average, "
-            f"{error.within_10_percent:.0%} within 10 %, rank correlation {error.spearman:.3f}"
+            f"{error.within_10_percent:.0%} within 10 %"
+            + ("" if error.spearman is None else f", rank correlation {error.spearman:.3f}")
         )
     return {"path": str(path), "dense_ms": table.dense_ms, "samples": len(table.samples), "error": _dump(error)}
 
