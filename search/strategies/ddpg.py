@@ -46,8 +46,9 @@ WIDER = 1.5
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """Hyper-parameters of the agent; AMC's values where the paper or its code gives one.
+    """Hyper-parameters of the agent; AMC's values where the paper or its code gives one, unless said here.
 
+    actor_rate: AMC's code has 1e-4. buffer: transitions; AMC keeps those of its latest episodes alone.
     warmup: episodes of uniformly random actions before the actor proposes; None: a quarter of the trials, at most 100.
     sigma, sigma_end: standard deviation of the noise on the keep ratio, at first and at the last trial.
     updates: gradient steps after each trial, in one call; None: twice as many as there are groups, at least 20.
