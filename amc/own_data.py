@@ -33,12 +33,13 @@ def own(splits: Any, options: Options, name: str = "own", text: bytes = b"") -> 
     options.refuse("of your own", "mean", "std", "input_size")
     if isinstance(splits, Data):
         return splits
-    if not isinstance(splits, Mapping) or not ({"train", "val"} & set(splits)):
+    given = {k: v for k, v in splits.items() if v is not None} if isinstance(splits, Mapping) else {}
+    if not {"train", "val"} & set(given):
         found = f"a mapping of {', '.join(map(repr, splits))}" if isinstance(splits, Mapping) else type(splits).__name__
         raise DataError(
             f'--data {name} gave {found}; it must be {{"train": …, "val": …, "test": …}}, data sets of (input, label)'
         )
-    made = {key: _own_split(name, key, splits[key]) for key in ("train", "val", "test") if splits.get(key) is not None}
+    made = {key: _own_split(name, key, given[key]) for key in ("train", "val", "test") if key in given}
     if "val" not in made:
         train = made["train"]
         labels = train.labels if train.labels is not None else np.zeros(len(train), dtype=np.int64)

@@ -443,7 +443,8 @@ def test_own_data_says_what_is_wrong(tmp_path):
     file.write_text("import nothing_like_this\n")
     refused(f"{file}:splits", "raised while it was loaded", "nothing_like_this")
     refused({"training": []}, "'training'", '{"train"')
-    refused({"train": []}, "is empty")
+    refused({"train": [], "val": None}, "is empty")
+    refused({"train": None, "test": [1]}, "'train', 'test'", '{"train"')
 
 
 def test_every_source_is_registered_and_specs_are_checked():
