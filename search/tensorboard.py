@@ -40,7 +40,7 @@ class Scalars:
             for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
         self._writer: Any = SummaryWriter(str(folder))
-        self._problem, self._seen, self._count, self._best = problem, 0, 0, float("-inf")
+        self._problem, self._seen, self._best = problem, set[int](), float("-inf")
 
     def __enter__(self) -> Scalars:
         return self
@@ -49,13 +49,12 @@ class Scalars:
         self._writer.close()
 
     def catch_up(self, study: optuna.Study) -> None:
-        """Writes the trials that ended since the last call."""
-        trials = [trial for trial in told(study) if "repeat" not in trial.user_attrs]
-        for trial in trials[self._seen :]:
-            self._count += 1
-            if trial.value is not None:
-                self._write(trial, trial.value)
-        self._seen = len(trials)
+        """Writes the trials that ended since the last call; those of other processes may end out of order."""
+        for trial in told(study):
+            if "repeat" not in trial.user_attrs and trial.number not in self._seen:
+                self._seen.add(trial.number)
+                if trial.value is not None:
+                    self._write(trial, trial.value)
         self._writer.flush()
 
     def _write(self, trial: FrozenTrial, reward: float) -> None:
@@ -69,4 +68,4 @@ class Scalars:
             scalars[f"preserve_rate/{i}"] = trial.params[group.name] / group.channels
         at = trial.datetime_complete.timestamp() if trial.datetime_complete else None
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, self._count, walltime=at)
+            self._writer.add_scalar(name, value, len(self._seen), walltime=at)

@@ -150,6 +150,27 @@ def test_a_process_that_starts_writes_all_trials_again_in_place_of_what_was_left
     ]
 
 
+def test_a_trial_of_another_process_that_ends_late_is_written_and_none_is_twice(tmp_path):
+    pytest.importorskip("tensorboard", reason="needs TensorBoard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    problem, _ = concave(GROUPS)
+    study = open_study(None, "test", make_sampler("random", problem, trials=TRIALS, seed=0))
+    search(problem, study, trials=3)
+    early, late = study.ask(), study.ask()
+    with Scalars(tmp_path, problem) as scalars:
+        for trial, value in ((late, 0.75), (early, 0.25)):
+            widths = {g.name: trial.suggest_int(g.name, g.floor, g.channels) for g in problem.groups}
+            for name, attribute in {"accuracy": value, **problem.evaluate(widths).costs}.items():
+                trial.set_user_attr(name, attribute)
+            study.tell(trial, value)
+            scalars.catch_up(study)
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    written = [(event.step, event.value) for event in read.Scalars("reward/last")]
+    assert written[3:] == [(4, 0.75), (5, 0.25)]
+
+
 def test_without_tensorboard_the_option_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
     settings = settings_from({"budget": "flops=0.5", "tensorboard": True})
