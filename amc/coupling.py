@@ -280,6 +280,3 @@ def _set_widths(
             limits = f"--round-to {round_to} and --min-keep {min_keep:g}"
             frozen = [*frozen, Frozen(group.name, f"{limits} leave none of its {group.channels} channels to remove")]
     return kept, frozen
-
-
-__all__ = ["Inputs", "collect", "tensor_infos", "trace"]

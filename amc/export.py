@@ -21,6 +21,7 @@ from torch import nn
 
 from amc.errors import ModelError
 from amc.files import write_atomic
+from amc.modes import eval_mode
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Key of a node's metadata: the modules that it was traced in, outermost first, as a Python list of strings."""
@@ -57,7 +58,7 @@ def _program(model: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str,
     kwargs = {name: _two_rows(x) for name, x in kwargs.items()}
     batch = torch.export.Dim("batch")
     shapes = _dynamic(model, args, kwargs, {0: batch})
-    with _evaluating(model), _silence(), torch.no_grad():
+    with eval_mode(model), _silence(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 model,
@@ -140,18 +141,6 @@ def _two_rows(x: torch.Tensor) -> torch.Tensor:
     if x.dim() == 0:
         raise ModelError("ONNX export needs inputs with a batch axis, but one of the example inputs is a scalar")
     return x[:1].expand(2, *x.shape[1:]).contiguous() if len(x) != 2 else x
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and each module's own mode again after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextlib.contextmanager

@@ -27,8 +27,9 @@ from amc.errors import ModelError, UsageError
 from amc.finetune import cross_entropy
 from amc.forward import device_of, logits, to_device
 from amc.groups import Group, Slice, Structure
+from amc.modes import eval_mode
 from amc.registry import resolve, suggest
-from amc.roles import by_unit, computed, evaluating, weights
+from amc.roles import by_unit, computed, weights
 
 Members = Mapping[str, Sequence[Tensor]]
 Criterion = Callable[["Evidence"], Members]
@@ -116,7 +117,7 @@ def importance(
     scale = _choose(NORMALIZE, normalize, "normalize")
     find: Criterion = resolve(CRITERIA, criterion, "importance criterion")
     evidence = Evidence(model, structure, criterion, batches, loss, seed)
-    with evaluating(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         members = dict(find(evidence))
         unseen = [group for group in structure.groups if not members.get(group.name)]
         for group in unseen:

@@ -11,6 +11,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and nothing else; restores each module's mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, fused attention or random state left behind; restores each module's mode."""
     modes = [(module, module.training) for module in model.modules()]

@@ -27,7 +27,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from amc.errors import ModelError
 from amc.forward import call, device_of, to_device
 from amc.groups import Structure
-from amc.roles import channel_axis, evaluating, is_transposed_linear, output_axis, owner, readers, watching
+from amc.modes import eval_mode
+from amc.roles import channel_axis, is_transposed_linear, output_axis, owner, readers, watching
 from amc.seeding import derive
 from amc.weights import identity
 
@@ -81,7 +82,7 @@ def gather(
         patches_per_image: positions sampled a layer and image (tokens for a linear layer), with replacement.
         seed: of that sample.
     """
-    with evaluating(model):  # in which a spectral norm leaves its estimate as it is
+    with eval_mode(model):  # in which a spectral norm leaves its estimate as it is
         layers = {name: owner(model, name) for name in readers(model, structure)}
         tied = _tied(model)
         dense = {name: _dense(layer) for name, layer in layers.items() if _fits(layer) and not tied & _owned(layer)}
@@ -103,7 +104,7 @@ def gather(
         sums[name] = x.T @ x + sums.get(name, 0)
 
     device = device_of(model)
-    with torch.inference_mode(), evaluating(model), watching(model, layers, see):
+    with torch.inference_mode(), eval_mode(model), watching(model, layers, see):
         for inputs, _ in batches:
             call(model, to_device(inputs, device))
     return {name: Gram(total.cpu().clone(), *dense[name], samples=samples[name]) for name, total in sums.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -147,6 +148,8 @@ def test_a_child_scores_a_policy_as_this_process_does(setup, weights):
             isolated(middle(setup))
         with pytest.raises(EvaluationFailed, match="KeyError"):
             isolated({"nothing": 1})
+        isolated.start()
+        os.kill(isolated._child.pid, signal.SIGSTOP)  # a score that never comes, however busy this process is
         isolated._timeout = 1e-6
         with pytest.raises(EvaluationFailed, match="longer than --trial-timeout"):
             isolated(middle(setup))
