@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from amc.budget import Budget, LimitSpec, parse_budget
-from amc.cost import analytic
+from amc.budget import Budget, Limit, LimitSpec, parse_budget
+from amc.cost import FunctionCost, analytic
 from amc.errors import BudgetError
-from tests.synthetic import chain
+from tests.synthetic import chain, group
 
 networks = st.builds(
     chain,
@@ -77,6 +77,26 @@ def test_fill_uses_the_budget_up(structure, fractions, seed):
         wider = [width for width in group.widths if width > filled[i]]
         if wider:
             assert not budget.met((*filled[:i], wider[0], *filled[i + 1 :]))
+
+
+def linear(weights, limit: float) -> Budget:
+    """Groups of up to eight channels, each at a price of its own."""
+    groups = [group(f"g{i}", 8) for i in range(len(weights))]
+    cost = FunctionCost("flops", "MAC", lambda widths: sum(w * n for w, n in zip(weights, widths, strict=True)))
+    return Budget(groups, [Limit(cost, limit, 8 * sum(weights))])
+
+
+def test_what_scaling_left_goes_to_what_was_proposed_before_it_goes_beyond():
+    assert linear((1, 4, 4), 13).project((1, 2, 2)) == (1, 2, 1)
+    assert linear((1, 4, 4), 14).project((1, 2, 2)) == (2, 2, 1)
+
+
+def test_a_fraction_of_a_count_is_rounded_down_but_not_below_itself():
+    """57 % of 100 are 57, though in floats 0.57 * 100 is less."""
+    cost = FunctionCost("flops", "MAC", lambda widths: 10 * sum(widths))
+    for text, limit in (("flops=0.57", 57), ("flops=57%", 57), ("flops=0.579", 57)):
+        budget = Budget.of([group("a", 10)], {"flops": cost}, parse_budget(text))
+        assert budget.limits[0].value == limit
 
 
 def test_costs_of_a_stack_by_hand():
