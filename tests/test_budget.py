@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from amc.budget import Budget, Limit, LimitSpec, parse_budget
 from amc.cost import FunctionCost, analytic
 from amc.errors import BudgetError
-from tests.synthetic import chain, group
+from amc.groups import Group
+from tests.synthetic import chain
 
 networks = st.builds(
     chain,
@@ -79,9 +80,15 @@ def test_fill_uses_the_budget_up(structure, fractions, seed):
             assert not budget.met((*filled[:i], wider[0], *filled[i + 1 :]))
 
 
+def test_a_width_goes_to_the_nearest_allowed_one_and_of_two_to_the_wider():
+    few = Group("a", 8, (2, 4, 8))
+    assert [few.snap(width) for width in (0, 2.9, 3, 5.9, 6, 99)] == [2, 2, 4, 4, 8, 8]
+    assert [few.snap_down(width) for width in (0, 2, 3.9, 4, 7.9, 99)] == [2, 2, 2, 4, 4, 8]
+
+
 def linear(weights, limit: float) -> Budget:
     """Groups of up to eight channels, each at a price of its own."""
-    groups = [group(f"g{i}", 8) for i in range(len(weights))]
+    groups = [Group(f"g{i}", 8, tuple(range(1, 9))) for i in range(len(weights))]
     cost = FunctionCost("flops", "MAC", lambda widths: sum(w * n for w, n in zip(weights, widths, strict=True)))
     return Budget(groups, [Limit(cost, limit, 8 * sum(weights))])
 
@@ -95,7 +102,7 @@ def test_a_fraction_of_a_count_is_rounded_down_but_not_below_itself():
     """57 % of 100 are 57, though in floats 0.57 * 100 is less."""
     cost = FunctionCost("flops", "MAC", lambda widths: 10 * sum(widths))
     for text, limit in (("flops=0.57", 57), ("flops=57%", 57), ("flops=0.579", 57)):
-        budget = Budget.of([group("a", 10)], {"flops": cost}, parse_budget(text))
+        budget = Budget.of([Group("a", 10, (1, 10))], {"flops": cost}, parse_budget(text))
         assert budget.limits[0].value == limit
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from amc.coupling import trace
 from amc.errors import DataError
-from amc.evaluate import Evaluator, ScoreSettings, accuracy, in_memory, recalibrate
+from amc.evaluate import Evaluator, ScoreSettings, accuracy, in_memory, kept_units, recalibrate
 from amc.finetune import Diverged, draw, finetune, train
 from amc.importance import rank
 
@@ -35,6 +35,11 @@ class Examples:
 def net(dropout: float = 0.0) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3)).eval()
+
+
+def test_a_policy_keeps_the_best_units_in_their_own_order():
+    kept = kept_units({"a": np.array([3, 1, 2, 0]), "b": np.array([1, 0])}, {"a": 3, "b": 1})
+    assert {name: units.tolist() for name, units in kept.items()} == {"a": [1, 2, 3], "b": [1]}
 
 
 @pytest.mark.parametrize("steps", range(1, 31))
