@@ -158,7 +158,8 @@ def example_of(policy: Policy, *, integers: int = 0) -> dict[str, Tensor]:
 def load(run: str | os.PathLike[str], model: nn.Module | str | None = None) -> nn.Module:
     """The slim, fine-tuned model of a finished run directory, in eval mode.
 
-    model: the dense module or what `--model` takes; needed unless the run's model is a built-in one.
+    model: the dense module, which takes the run's dense weights, or what `--model` takes; needed unless the run's model
+        is a built-in one.
 
     Raises:
         RunError: the directory is not that of a finished run. PolicyError, ModelError: its parts don't fit.
