@@ -17,7 +17,7 @@ import torch
 from amc.budget import Budget
 from amc.problem import Problem
 from search.strategies import STRATEGIES, make_sampler
-from search.strategies.ddpg import BaselineBuffer, DDPGSampler, truncated_normal
+from search.strategies.ddpg import AgentSettings, BaselineBuffer, DDPGSampler, InvertedGradients, truncated_normal
 from search.strategies.uniform import uniform_policy
 from search.study import SearchResult, open_study, search
 from tests.synthetic import concave
@@ -167,6 +167,30 @@ def test_truncated_normal_stays_inside_and_has_the_right_mean():
     assert np.mean(draws) == pytest.approx(0, abs=0.03)
     assert np.std(draws) == pytest.approx(0.44, abs=0.03)  # of a normal cut off at two sigma
     assert truncated_normal(5.0, 0.01, rng) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("at", "gradient", "expected"),
+    [(0.5, -1.0, -0.25), (0.5, 1.0, 0.75), (1.0, -1.0, 0.0), (-1.0, 1.0, 0.0), (1.5, -1.0, 0.25), (-1.5, 1.0, -0.25)],
+)
+def test_gradients_shrink_towards_the_bound_they_push_to_and_turn_beyond_it(at, gradient, expected):
+    """A descent raises the action where the gradient is below zero."""
+    action = torch.tensor([at], requires_grad=True)
+    (gradient * InvertedGradients()(action)).backward()
+    assert action.grad.item() == pytest.approx(expected)
+
+
+def test_the_noise_decays_from_the_end_of_the_warm_up_to_the_last_trial():
+    sampler = DDPGSampler(concave(3)[0], trials=41)
+    assert [sampler._sigma(episode) for episode in (10, 25, 40, 99)] == pytest.approx([0.5, 0.1, 0.02, 0.02])
+
+
+def test_actor_and_critic_learn_at_rates_of_their_own():
+    sampler = DDPGSampler(concave(3)[0], settings=AgentSettings(actor_rate=1e-4, critic_rate=2e-3))
+    sampler._store([1, 64, 32], 0.25)
+    sampler._agent.train(1, 3)
+    agent = sampler._agent
+    assert [part.optimizer.param_groups[0]["lr"] for part in (agent.actor, agent.critic)] == [1e-4, 2e-3]
 
 
 def test_the_agent_leaves_nothing_in_the_folder_for_temporary_files(tmp_path, monkeypatch):
