@@ -311,6 +311,20 @@ def test_capacity_counts_only_as_far_as_anchors_support_it(worth: float) -> None
         assert error(found) < 0.1 * np.std(scores)
 
 
+def test_a_single_anchor_leaves_score_and_parameters_worth_what_they_are_elsewhere() -> None:
+    """Two policies, a spread of 0.5 on either side of the mean in both: the prior is all that tells them apart."""
+    found = calibrated([(1,), (2,)], np.array([0.0, 1.0]), np.array([1.0, math.e]), [Anchor((1,), 0.0, 0.3)])
+    assert found == pytest.approx([0.3, 0.3 + 1.0 + 0.41])
+
+
+def test_half_of_what_the_regression_leaves_is_an_anchors_own() -> None:
+    """Two anchors alike in score and parameters, so that nothing explains why one ended better."""
+    scores = np.array([0.5, 0.5, 0.1, 0.9])
+    anchors = [Anchor((0,), 0.5, 0.6), Anchor((1,), 0.5, 0.7)]
+    found = calibrated([(i,) for i in range(4)], scores, np.ones(4), anchors)
+    assert found == pytest.approx([0.625, 0.675, 0.25, 1.05])
+
+
 def test_anchors_that_contradict_the_score_leave_it_worth_nothing() -> None:
     rng = np.random.default_rng(1)
     scores, places, params = rng.random(60), [(i,) for i in range(60)], np.ones(60)
@@ -414,6 +428,14 @@ def test_the_choice_follows_the_anchors_and_trains_none_twice(tmp_path: Path) ->
     assert proxy["samples"] == 5
     assert proxy["spearman"] == pytest.approx(1)
     assert chosen.seconds >= found.seconds
+
+
+def test_the_choice_is_by_what_anchors_taught_and_not_by_the_score(tmp_path: Path) -> None:
+    """After the longer fine-tune, only size counts here."""
+    problem, study, found = sized()
+    truth = later(lambda widths, steps: math.log(sum(widths.values())))
+    chosen = Chooser(RunDirectory(tmp_path), truth, score_steps=30, share=0.4).choose(problem, study, found, unseen)
+    assert chosen.best == max(policies(problem, study), key=lambda one: one.costs["params"]) != found.best
 
 
 def test_what_is_done_is_kept_while_others_are_under_way(tmp_path: Path) -> None:
