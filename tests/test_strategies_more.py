@@ -15,6 +15,7 @@ from amc.problem import Problem
 from amc.reward import amc_flops
 from search.strategies import STRATEGIES, make_sampler
 from search.strategies.anneal import AnnealSampler
+from search.strategies.auto import improvement
 from search.strategies.moves import Scored, best, exchange, move, spending, stages, starts, step, tilted
 from search.strategies.sensitivity import knapsack
 from search.strategies.surrogate import Surrogate
@@ -242,6 +243,28 @@ def test_the_surrogate_ranks_policies_that_it_has_not_seen_and_is_surest_where_i
     fitted, known = surrogate.predict([one.widths for one in seen])
     assert np.mean(known) < np.mean(deviation)
     assert fitted[seen.index(best(seen))] == pytest.approx(best(seen).reward, abs=0.02)
+
+
+def test_a_policy_that_collapsed_does_not_flatten_all_others():
+    problem, _ = staged(2)
+    rewards = [0.5, 0.52, 0.51, 0.53, -1e9]
+    scored = [Scored(n, w, r) for n, (w, r) in enumerate(zip(starts(problem), rewards, strict=True))]
+    assert Surrogate(problem, scored).spread < 0.1
+
+
+def test_expected_improvement_by_hand():
+    mean, deviation = np.array([0.7, 0.5, 1.5]), np.array([1.0, 1e-9, 1e-9])
+    assert improvement(mean, deviation, 0.7) == pytest.approx([1 / np.sqrt(2 * np.pi), 0.0, 0.8])
+
+
+def test_greedy_goes_on_from_a_better_policy():
+    problem, _ = staged(2)
+    first, second, *_ = starts(problem)
+    sampler, rng = make_sampler("greedy", problem, trials=40, seed=0), np.random.default_rng(0)
+    for scored, at in (([Scored(0, first, 0.5)], first), ([Scored(0, first, 0.5), Scored(1, second, 0.6)], second)):
+        proposal = sampler.follow(scored, set(), rng)
+        assert proposal in set(sampler._exchanges(scored[-1]))
+        assert sampler._from[0] == at
 
 
 def test_the_registry_holds_every_strategy_of_ours():
