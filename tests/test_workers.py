@@ -115,6 +115,20 @@ def test_workers_score_at_once_and_exactly_as_many_policies_as_were_asked_for():
     assert result.trials == len(study.trials) == 9
 
 
+def test_a_policy_that_is_being_scored_is_not_scored_by_another_worker():
+    problem = concave(4)[0]
+
+    class Same(type(make_sampler("uniform", problem, trials=1, seed=0))):
+        def propose(self, study, trial):
+            return (30,) * 4
+
+    workers = [Slow(problem) for _ in range(3)]
+    pool = Pool(workers)
+    result = search(problem, open_study(None, "search", Same(problem)), trials=9, executor=pool)
+    pool.close()
+    assert result.trials == sum(worker.calls for worker in workers) == 1
+
+
 def test_a_worker_that_dies_costs_one_trial_and_no_other():
     healthy, _ = searched("random", 3)
     deadly = {tuple(healthy.trials[5].params.values())}
