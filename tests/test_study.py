@@ -180,6 +180,14 @@ def test_the_best_is_within_the_budget_as_it_is_known_by_now():
     assert corrected.budget.met(corrected.widths(after.best.widths))
 
 
+def test_a_stored_policy_beyond_the_budget_is_set_aside_and_not_scored():
+    problem, calls = failing(every=10**9)
+    study = open_study(None, "test", make_sampler("random", problem, trials=3, seed=0))
+    study.enqueue_trial(problem.named(problem.budget.dense))
+    assert search(problem, study, trials=3).trials == len(calls) == 3
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED, *[TrialState.COMPLETE] * 3]
+
+
 def test_a_policy_that_another_study_scored_is_counted_in_this_one_without_a_score():
     problem, calls = concave(6)[0], []
     counted = Problem(problem.groups, problem.budget, lambda w: calls.append(w) or problem.evaluate(w).accuracy)
