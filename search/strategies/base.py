@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
@@ -20,6 +21,8 @@ from amc.problem import Problem
 from amc.seeding import derive
 
 TOLD = (TrialState.COMPLETE, TrialState.FAIL)
+STUCK = 10
+"""So many known policies in a row, and an Optuna sampler gives way to random ones until one is new."""
 
 
 class Exhausted(Exception):
@@ -71,9 +74,16 @@ class WidthSampler(BaseSampler):
         raise ValueError(f"{param_name!r} with {param_distribution} is not a group of the problem")
 
 
+def _stuck(study: optuna.Study) -> bool:
+    """Whether the last trials were all of policies that were known."""
+    last = told(study)[-STUCK:]
+    return len(last) == STUCK and all("repeat" in trial.user_attrs for trial in last)
+
+
 class ProjectedSampler(WidthSampler):
     """Any Optuna sampler, over the static space, with its proposals admitted.
 
+    Optuna's samplers don't look whether a policy is known: where few are left, they would propose no other.
     make: seed -> the sampler.
     """
 
@@ -89,6 +99,9 @@ class ProjectedSampler(WidthSampler):
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """What the Optuna sampler suggests; parameters it leaves open (mutated, or none yet) it draws one by one."""
+        if _stuck(study):
+            rng = np.random.default_rng(derive(self._seed, trial.number))
+            return [int(rng.choice(group.widths)) for group in self.problem.groups]
         space: dict[str, BaseDistribution] = dict(search_space(self.problem))
         params = self._base.sample_relative(study, trial, space)
         for name, distribution in space.items():
