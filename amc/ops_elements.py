@@ -363,6 +363,7 @@ HANDLERS: dict[str, Handler] = table(
     (pointwise, "leaky_relu leaky_relu_ softplus elu elu_ silu_ rrelu_with_noise"),
     (_unchanged, "clone detach alias _to_copy contiguous lift_fresh lift_fresh_copy positive dropout native_dropout_"),
     (_unchanged, "zeros_like ones_like full_like empty_like rand_like randn_like fill_ zero_ fill bernoulli"),
+    (_unchanged, "bernoulli_ uniform_ normal_ exponential_ geometric_ cauchy_ log_normal_ random_"),
     (_copy, "copy_ copy"),
     (_permute, "permute"),
     (_transpose, "t t_ transpose transpose_ numpy_T"),

@@ -106,6 +106,16 @@ def _masked_std(run: Tracer, args: tuple, kwargs: dict) -> Any:
     return None if variance is None else variance.sqrt()
 
 
+def _with_mean(spread: Callable[[Tracer, tuple, dict], Any]) -> Callable[[Any, tuple, dict], Any]:
+    """The operation that gives a measure of spread and the mean."""
+
+    def both(run: Tracer, args: tuple, kwargs: dict) -> Any:
+        found = spread(run, args, kwargs)
+        return None if found is None else (found, _masked_mean(run, args, kwargs))
+
+    return both
+
+
 def _masked_layer_norm(run: Tracer, args: tuple, kwargs: dict) -> Any:
     x, shape, weight, bias, eps = args
     axes = list(range(x.ndim - len(shape), x.ndim))
@@ -153,6 +163,8 @@ MASKED: dict[str, Callable[[Any, tuple, dict], Any]] = {
     "aten.mean": _masked_mean,
     "aten.var": _masked_var,
     "aten.std": _masked_std,
+    "aten.var_mean": _with_mean(_masked_var),
+    "aten.std_mean": _with_mean(_masked_std),
     "aten.native_layer_norm": _masked_layer_norm,
     "aten.native_batch_norm": _masked_batch_norm,
     "aten.native_group_norm": _masked_group_norm,

@@ -174,9 +174,14 @@ def _agrees(model: nn.Module, inputs: Inputs, structure: Structure) -> list[Chec
 def _trains(model: nn.Module, inputs: Inputs, structure: Structure) -> list[Check]:
     """A slim model runs in training mode, if the dense one does on examples alone."""
     pair = random_batch(inputs, 2)  # batch norm asks for more than one
-    if _problem(lambda: _train_once(copied(model, {}), pair)):
+    if untrainable(model, pair):
         return []
     return [lambda kept: _problem(lambda: _train_once(slim(model, structure, kept), pair))]
+
+
+def untrainable(model: nn.Module, inputs: Inputs) -> str:
+    """Why the model doesn't run on these inputs in training mode, or nothing."""
+    return _problem(lambda: _train_once(copied(model, {}), inputs, "in training mode"))
 
 
 def _problem(attempt: Callable[[], object]) -> str:
@@ -188,11 +193,11 @@ def _problem(attempt: Callable[[], object]) -> str:
     return ""
 
 
-def _train_once(model: nn.Module, inputs: Inputs) -> None:
+def _train_once(model: nn.Module, inputs: Inputs, how: str = "slimmed and in training mode") -> None:
     """One forward pass in training mode; statistics and random state are the copy's own."""
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        _run(model.train(), inputs, "slimmed and in training mode")
+        _run(model.train(), inputs, how)
 
 
 def _disagreement(model: nn.Module, inputs: Inputs, structure: Structure, kept: Kept) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from amc.data import Data, Split, load_data
 from amc.errors import BudgetError, DataError, ModelError, UsageError
 from amc.evaluate import Evaluator, Metric, ScoreSettings, Tune, in_memory
 from amc.finetune import AUGMENTATIONS, IGNORED
-from amc.forward import device_of, to_device
+from amc.forward import changed, device_of, to_device
 from amc.groups import Structure
 from amc.importance import rank
 from amc.layout import fast_layout
@@ -33,7 +34,7 @@ from amc.problem import Problem
 from amc.registry import resolve
 from amc.reward import NEEDS_LATENCY
 from amc.slim import copied
-from amc.verify import verify
+from amc.verify import untrainable, verify
 from search.display import Display
 from search.settings import Settings, settings_from
 
@@ -221,6 +222,26 @@ def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetu
     for name, split in splits.items():
         if read[name]:
             _check_labels(name, split)
+
+
+def check_training(settings: Settings, model: nn.Module, data: Data) -> None:
+    """Raises a DataError where the model can't be trained on examples alone, or not in batches as small as asked."""
+    if data.train is None:
+        return
+    for option, steps in (("score", settings.score_steps), ("finetune", settings.finetune_epochs)):
+        size = min(getattr(settings, f"{option}_batch"), len(data.train), 2)
+        inputs = changed(data.example(), partial(torch.repeat_interleave, repeats=size, dim=0))
+        problem = untrainable(model, to_device(inputs, device_of(model))) if steps else ""
+        if problem and size == 1:
+            raise DataError(
+                f"a batch of one example can't be trained on: {problem}; raise --{option}-batch, or give more training "
+                "examples"
+            )
+        if problem:
+            raise DataError(
+                f"nothing can be fine-tuned: {problem}; give finetune=… of your own in Python, or leave recovery out "
+                "by --score-steps 0 --finetune-epochs 0"
+            )
 
 
 def _check_labels(name: str, split: Split) -> None:

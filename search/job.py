@@ -21,7 +21,7 @@ from amc.datasets import FolderSplit
 from amc.errors import AmcError, Interrupted, ModelError, SearchFailed, UsageError
 from amc.evaluate import Metric, Tune, out_of_memory
 from amc.userfile import describe
-from search.compose import Setup, with_objects
+from search.compose import Setup, check_training, with_objects
 from search.conclude import Result, conclude, finished_result, report
 from search.display import Display
 from search.finish import SETTLED, accuracies, finetune_steps, finish
@@ -118,6 +118,8 @@ def run_job(
             with closing(setup.executor or ExitStack()):
                 _announce(setup, display)
                 dense = _dense_accuracies(setup, display)
+                if finetune is None:
+                    check_training(setup.settings, setup.loaded.model, setup.data)
                 directory.begun = True
                 setup, found, proxy = search_to_budget(directory, setup, display)
             if found.best is None:

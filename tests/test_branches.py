@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -97,6 +98,15 @@ def test_heads_of_training_lose_channels_with_the_rest() -> None:
     assert params(structure)([4, 3]) == sum(p.numel() for p in small.parameters())
     batches = [(torch.rand(4, 3, 8, 8), torch.randint(3, (4,))) for _ in range(2)]
     assert len(train(small, batches, steps=2, lr=0.01)) == 2
+
+
+@pytest.mark.parametrize("drop", [nn.functional.dropout, nn.functional.alpha_dropout])
+def test_dropout_by_function_freezes_nothing(drop: Callable[..., Tensor]) -> None:
+    def auxiliary(self: nn.Module, h: Tensor) -> Tensor | None:
+        return self.rare(drop(h, 0.5, self.training)) if self.training else None
+
+    net, inputs = Switched(auxiliary).eval(), (torch.rand(1, 4),)
+    assert [g.name for g in verify(net, inputs, trace(net, inputs)).groups] == ["a", "b"]
 
 
 def test_experts_that_the_example_is_not_sent_to_are_slimmed_with_the_others() -> None:

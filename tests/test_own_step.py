@@ -240,6 +240,41 @@ def test_what_can_not_be_searched_is_said_before_anything_is_kept(images, model,
     assert not Path("run").exists()
 
 
+def normed() -> nn.Module:
+    """A classifier with a batch norm of vectors, which a batch of one leaves without statistics."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class WantsTargets(nn.Module):
+    """As detectors do, in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = normed()
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        if self.training and targets is None:
+            raise ValueError("targets are missing")
+        return self.body(images)
+
+
+@pytest.mark.parametrize(
+    ("model", "examples", "given", "says"),
+    [
+        (normed, 64, {"score_batch": 1}, "one example can't be trained on: .*raise --score-batch"),
+        (normed, 64, {"finetune_batch": 1}, "one example can't be trained on: .*raise --finetune-batch"),
+        (normed, 1, {}, "or give more training examples"),
+        (WantsTargets, 64, {}, "fails in its forward: ValueError: targets are missing; give finetune="),
+    ],
+)
+def test_what_can_not_be_trained_is_said_before_anything_is_kept(images, model, examples, given, says):
+    labels = torch.arange(64) % 3
+    data = {"train": TensorDataset(images[:examples], labels[:examples]), "val": TensorDataset(images, labels)}
+    with pytest.raises(DataError, match=says):
+        search.run(model=model(), data=data, budget="flops=0.5", out="run", **{**QUICK, **given})
+    assert not Path("run").exists()
+
+
 def with_example(example: torch.Tensor) -> nn.Module:
     """A classifier of inputs like the example's, which it holds."""
     model = nn.Sequential(nn.Conv2d(example.shape[1], 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))

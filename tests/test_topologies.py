@@ -67,7 +67,15 @@ def counted(structure: Structure, net: nn.Module) -> int:
     return sum(positions * state[name].numel() for name, positions in structure.positions.items())
 
 
-SPANNING = ("Norms", "ConvNeXtBlock", "VisionTransformer", "GroupedQueryAttention", "Mixer", "TorchEncoderLayer")
+SPANNING = (
+    "Norms",
+    "NormsByHand",
+    "ConvNeXtBlock",
+    "VisionTransformer",
+    "GroupedQueryAttention",
+    "Mixer",
+    "TorchEncoderLayer",
+)
 """Networks with norms whose statistics span channels."""
 
 

@@ -304,6 +304,24 @@ class ConvNeXtBlock(nn.Module):
         return self.head(x + y.permute(0, 3, 1, 2))
 
 
+@topology((1, 3, 8, 8), stem=8)
+class NormsByHand(nn.Module):
+    """Layer norm over channels by a function for both moments, and by two functions with the unbiased deviation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Parameter(torch.rand(8, 1, 1)), nn.Parameter(torch.rand(8))
+        self.head = head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        variance, mean = torch.var_mean(x, dim=1, keepdim=True, unbiased=False)
+        x = (x - mean) / (variance + 1e-5).sqrt() * self.a
+        x = x.permute(0, 2, 3, 1)
+        deviation, mean = torch.std_mean(x, dim=-1, keepdim=True)
+        return self.head(((x - mean) / (deviation + 1e-5) * self.b).permute(0, 3, 1, 2))
+
+
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
