@@ -87,7 +87,7 @@ class Limit:
     """The most that a policy may spend of one cost, in the cost's own unit.
 
     margin: the share of it that policies stay below, where the cost is a prediction that must hold when measured.
-    text: as the user wrote it.
+    text, share: as the user wrote it, and the fraction of the dense model that it names; None where it is absolute.
     """
 
     cost: Cost
@@ -95,6 +95,7 @@ class Limit:
     dense: float
     margin: float = 0.0
     text: str = ""
+    share: float | None = None
 
     def met(self, widths: Sequence[int]) -> bool:
         """Whether a policy is within the limit, its margin left aside."""
@@ -102,7 +103,9 @@ class Limit:
 
     @property
     def fraction(self) -> float:
-        """The limit as a fraction of the dense model's cost."""
+        """The limit as a fraction of the dense model's cost: as it was written, which `value` is rounded down from."""
+        if self.share is not None:
+            return self.share
         return self.value / self.dense if self.dense else 1.0
 
 
@@ -146,7 +149,8 @@ class Budget:
             value = spec.value * dense if spec.fraction else spec.value
             if isinstance(dense, int):
                 value = math.floor(value * (1 + 1e-12))  # 0.57 of 100 is 57, not 56.99…
-            limits.append(Limit(cost, value, dense, (margins or {}).get(spec.cost, 0.0), spec.text))
+            share = spec.value if spec.fraction else None
+            limits.append(Limit(cost, value, dense, (margins or {}).get(spec.cost, 0.0), spec.text, share))
         return cls(groups, limits)
 
     def __str__(self) -> str:
