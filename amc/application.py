@@ -63,6 +63,7 @@ def apply(
     return applied(model, policy, inputs=inputs, force=force, batches=batches).model
 
 
+@torch.inference_mode(False)  # in which nothing could be traced
 def applied(
     model: nn.Module,
     policy: Policy,
