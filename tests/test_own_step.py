@@ -276,3 +276,23 @@ def test_without_a_train_split_nothing_is_fine_tuned_and_a_notebook_shows_what_t
     assert "3 2/8" in repr(result.policy)
     (result.path / "result.json").unlink()
     assert result._repr_html_() is None
+
+
+def test_a_resumed_run_needs_the_objects_that_it_began_with(images):
+    def worth(model):
+        return 0.5
+
+    def other(model):
+        return 0.9
+
+    given = {"model": net(), "data": {"train": TensorDataset(images), "val": images}, "out": "run"}
+    plain = {"score_steps": 0, "finetune_epochs": 0}
+    search.run(**given, **plain, metric=worth, budget="flops=0.5", trials=1)
+    again = {"resume": True, "trials": 2}
+    with pytest.raises(UsageError, match=r"began with metric=worth and can't go on with metric=other"):
+        search.run(**given, **again, metric=other)
+    with pytest.raises(UsageError, match=r"began with metric=worth from Python.*search.run\(resume=True"):
+        search.run(**given, **again)
+    with pytest.raises(UsageError, match=r"began with model=\w+, data=dict from Python"):
+        search.run(out="run", **again, metric=worth)
+    assert search.run(**given, **again, metric=worth).summary["search"]["trials"] == 2
