@@ -59,6 +59,7 @@ def _parse_limit(text: str, known: Sequence[str]) -> LimitSpec:
     name, equals, value = text.partition("=")
     if not equals:
         raise BudgetError(f"--budget {text!r} must be written COST=LIMIT, as in flops=0.5 or params=300k")
+    name = name.strip()
     if name not in known:
         raise BudgetError(f"--budget {text}: the cost {name!r} is unknown; {suggest(name, known)}")
     match = re.fullmatch(r"(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-z%]*)", value.strip())

@@ -113,6 +113,7 @@ def test_a_limit_keeps_the_fraction_that_was_asked_for_though_its_value_is_round
     [
         ("flops=0.5", 0.5, True),
         ("flops=50%", 0.5, True),
+        (" flops = 0.5 ", 0.5, True),
         ("flops=1", 1.0, True),
         ("flops=60M", 60e6, False),
         ("params=300k", 300e3, False),

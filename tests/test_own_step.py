@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 import amc
 import search
-from amc.errors import AmcError, DataError, PolicyError, UsageError
+from amc.errors import AmcError, DataError, ModelError, PolicyError, UsageError
 
 QUICK = {
     "trials": 3,
@@ -154,7 +154,9 @@ def test_a_metric_that_raises_on_the_dense_model_leaves_nothing(images):
     assert not Path("run").exists()
 
 
-def test_a_path_is_no_policy():
+def test_a_name_is_no_model_and_a_path_no_policy():
+    with pytest.raises(ModelError, match=r"give the dense model, an nn\.Module"):
+        amc.apply("resnet20", Path("policy.json"))
     with pytest.raises(PolicyError, match=r"give what amc.load_policy\(path\) returns"):
         amc.apply(net(), Path("policy.json"))
 
