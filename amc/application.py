@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from amc.catalog import MODELS
 from amc.coupling import trace
-from amc.errors import PolicyError, RunError
+from amc.errors import ModelError, PolicyError, RunError
 from amc.evaluate import kept_units
 from amc.files import read_json
 from amc.forward import call
@@ -58,11 +58,12 @@ def apply(
     batches: `(inputs, labels)` for a criterion that needs data, where channels must be ranked again.
 
     Raises:
-        PolicyError: the policy doesn't fit the model. ModelError: the model can't be traced.
+        PolicyError: the policy doesn't fit the model. ModelError: the model is none, or can't be traced.
     """
     return applied(model, policy, inputs=inputs, force=force, batches=batches).model
 
 
+@torch.inference_mode(False)  # in which nothing could be traced
 def applied(
     model: nn.Module,
     policy: Policy,
@@ -72,6 +73,8 @@ def applied(
     batches: Sequence[tuple[Any, Any]] | None = None,
 ) -> Application:
     """As `apply`, with what was found on the way."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{model!r} is a {type(model).__name__}; give the dense model, an nn.Module")
     if not isinstance(policy, Policy):
         raise PolicyError(f"{policy!r} is a {type(policy).__name__}; give what amc.load_policy(path) returns")
     if structure_sha256(model) != policy.model.structure_sha256 and not force:

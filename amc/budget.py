@@ -59,6 +59,7 @@ def _parse_limit(text: str, known: Sequence[str]) -> LimitSpec:
     name, equals, value = text.partition("=")
     if not equals:
         raise BudgetError(f"--budget {text!r} must be written COST=LIMIT, as in flops=0.5 or params=300k")
+    name = name.strip()
     if name not in known:
         raise BudgetError(f"--budget {text}: the cost {name!r} is unknown; {suggest(name, known)}")
     match = re.fullmatch(r"(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([A-Za-z%]*)", value.strip())
@@ -87,7 +88,7 @@ class Limit:
     """The most that a policy may spend of one cost, in the cost's own unit.
 
     margin: the share of it that policies stay below, where the cost is a prediction that must hold when measured.
-    text: as the user wrote it.
+    text, share: as the user wrote it, and the fraction of the dense model that it names; None where it is absolute.
     """
 
     cost: Cost
@@ -95,6 +96,7 @@ class Limit:
     dense: float
     margin: float = 0.0
     text: str = ""
+    share: float | None = None
 
     def met(self, widths: Sequence[int]) -> bool:
         """Whether a policy is within the limit, its margin left aside."""
@@ -102,7 +104,9 @@ class Limit:
 
     @property
     def fraction(self) -> float:
-        """The limit as a fraction of the dense model's cost."""
+        """The limit as a fraction of the dense model's cost: as it was written, which `value` is rounded down from."""
+        if self.share is not None:
+            return self.share
         return self.value / self.dense if self.dense else 1.0
 
 
@@ -146,7 +150,8 @@ class Budget:
             value = spec.value * dense if spec.fraction else spec.value
             if isinstance(dense, int):
                 value = math.floor(value * (1 + 1e-12))  # 0.57 of 100 is 57, not 56.99…
-            limits.append(Limit(cost, value, dense, (margins or {}).get(spec.cost, 0.0), spec.text))
+            share = spec.value if spec.fraction else None
+            limits.append(Limit(cost, value, dense, (margins or {}).get(spec.cost, 0.0), spec.text, share))
         return cls(groups, limits)
 
     def __str__(self) -> str:

@@ -118,8 +118,10 @@ def normalization(
     std = options.std or std or (IMAGENET_STD if rgb else (0.5,))
     for option, values in (("--mean", mean), ("--std", std)):
         if len(values) not in (1, channels):
+            have = f"{channels} channels; give 1 or {channels}" if channels > 1 else "one channel; give 1"
             raise DataError(
-                f"{option} has {len(values)} values, but the images have {channels} channels; give 1 or {channels}"
+                f"{option} has {len(values)} values, but the images have {have} (those of a grey image folder have "
+                "one where --mean is one value, else three)"
             )
         if not all(math.isfinite(v) and (v > 0 or option == "--mean") for v in values):
             raise DataError(
@@ -167,7 +169,8 @@ def load_data(
 ) -> Data:
     """The data set that `spec` names (as `--data` takes it), or a mapping of the user's own data sets.
 
-    mean, std: a value for each channel, or one for all, of images in [0, 1]. One mean alone makes an image folder grey.
+    mean, std: a value for each channel, or one for all, of images in [0, 1]. With one mean, a folder of grey images
+        is read with one channel; otherwise with three.
     input_size: (height, width) to which the images of a folder are scaled; they cover it and are cut at the centre.
     seed: of the split where `val` is taken out of `train`.
 

@@ -22,6 +22,8 @@ from amc.userfile import describe
 logger = logging.getLogger("amc")
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
+"""Pillow's, with one channel beside transparency; `I;16` has several forms."""
 CACHE_LIMIT = 2**30
 """Decoded images are kept in memory while a whole folder's would take less than this many bytes."""
 UNREADABLE_SHARE = 0.01
@@ -189,9 +191,9 @@ def imagefolder(where: str, options: Options) -> Data:
             line = f"{name}\0{path.relative_to(root / name).as_posix()}\0{size}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
 
-    grey = options.mean is not None and len(options.mean) == 1
     first = next(iter(files["train"]))[0]
-    height, width = options.input_size or _size(entry[0] for entry in files["train"])
+    own_size, grey = _look(entry[0] for entry in files["train"])
+    height, width = options.input_size or own_size
     if "val" not in files:
         labels = np.array([label for _, label, _ in files["train"]])
         val, *rest = hold_out(labels, VAL_PARTS, options.seed)
@@ -200,7 +202,8 @@ def imagefolder(where: str, options: Options) -> Data:
         files["val"] = [entries[i] for i in val]
         if not files["train"]:
             raise DataError(f"{root / 'train'} has one image ({first}), too few to take a `val` from")
-    channels = 1 if grey else 3
+    # Grey images are read as such where one mean says that the model takes them so; most models take three channels.
+    channels = 1 if grey and options.mean is not None and len(options.mean) == 1 else 3
     normalize = normalization(options, channels)
     keep = sum(map(len, files.values())) * height * width * channels <= CACHE_LIMIT
     resize = options.input_size is not None
@@ -259,14 +262,14 @@ def _images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int, int
     return sorted(found, key=lambda entry: (entry[1], entry[0]))
 
 
-def _size(paths: Any) -> tuple[int, int]:
-    """(height, width) of the first image that can be opened."""
+def _look(paths: Any) -> tuple[tuple[int, int], bool]:
+    """(height, width) of the first image that can be opened, and whether it is grey."""
     first = None
     for path in paths:
         first = first or path
         try:
             with Image.open(path) as image:
-                return image.height, image.width
+                return (image.height, image.width), image.mode in GREY_MODES or image.mode.startswith("I;16")
         except Exception:
             continue
     raise DataError(f"no image can be read, {first} for one; are they damaged?")

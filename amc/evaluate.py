@@ -102,6 +102,7 @@ class Evaluator:
         if metric is None:
             self._scored = in_memory(val_split, s.images or len(val_split), device, batch=500, seed=seed)
 
+    @torch.inference_mode(False)  # whatever the caller's mode is: candidates are trained
     def __call__(self, widths: WidthsByName) -> float:
         """The score of one policy, the same each time. Where memory runs out, batches are halved, up to three times."""
         with seeded(self._seed, "evaluate"):

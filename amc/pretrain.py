@@ -30,7 +30,7 @@ from amc.data import Data
 from amc.errors import DataError, ModelError
 from amc.models import load_model
 from amc.registry import suggest
-from amc.seeding import one_thread
+from amc.seeding import threads
 from amc.weights import load_weights, save_weights
 
 logger = logging.getLogger("amc")
@@ -115,7 +115,7 @@ def _cached(model: nn.Module, path: Path) -> bool:
 
 def _train(model: nn.Module, name: str, data: Data, seed: int, progress: Progress | None) -> None:
     assert data.train is not None
-    with one_thread():
+    with threads(1):
         finetune.finetune(
             model, data.train, augment=data.augment, seed=seed, progress=progress, **asdict(RECIPES[name])
         )

@@ -35,17 +35,17 @@ def seeded(*seed: int | str) -> Iterator[None]:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """One CPU thread of torch's for the body.
+def threads(number: int | None = None) -> Iterator[None]:
+    """So many CPU threads of torch's for the body (as many as there are, unless given), and as many as before after it.
 
     The sums of a layer depend on how they are shared out over threads, and small networks run faster on one.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def derive(*seed: int | str) -> int:

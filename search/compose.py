@@ -33,6 +33,7 @@ from amc.pretrain import RECIPES, is_cached, pretrained
 from amc.problem import Problem
 from amc.registry import resolve
 from amc.reward import NEEDS_LATENCY
+from amc.seeding import threads
 from amc.slim import copied
 from amc.verify import untrainable, verify
 from search.display import Display
@@ -75,6 +76,7 @@ class Setup:
     executor: Executor | None = None
 
 
+@torch.inference_mode(False)
 def build(
     *,
     model: Any = None,
@@ -86,10 +88,20 @@ def build(
     """The narrow waist alone: what `search.run` would search.
 
     model, data: what the options take, or a module and data sets of your own. metric: a model's worth, higher is
-    better, in place of the accuracy. settings: any field of `Settings`, e.g. `budget="flops=0.5"`.
+    better, in place of the accuracy. settings: any field of `Settings`, e.g. `budget="flops=0.5"`. Torch's threads are
+    those of the settings while it builds and while it evaluates, and else the caller's.
     """
     named, own_model, own_data = with_objects(settings, model, data)
-    return compose(named, model=own_model, data=own_data, metric=metric, finetune=finetune).problem
+    with threads():
+        setup = compose(named, model=own_model, data=own_data, metric=metric, finetune=finetune)
+        evaluate = partial(_evaluate, setup.evaluator, torch.get_num_threads())
+    made = setup.problem
+    return Problem(made.groups, made.budget, evaluate, costs=made.costs, reward=made.reward)
+
+
+def _evaluate(evaluator: Evaluator, number: int, widths: Mapping[str, int]) -> float:
+    with threads(number):
+        return evaluator(widths)
 
 
 def with_objects(settings: Mapping[str, Any], model: Any, data: Any) -> tuple[Settings, nn.Module | None, Any]:

@@ -6,6 +6,7 @@ what moves on the screen needs a real terminal, whatever FORCE_COLOR says.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+log = logging.getLogger("amc")
 
 Report = Callable[..., None]
 """Called with (done, total, note)."""
@@ -81,7 +84,12 @@ class Display:
         return not self.quiet and self.messages.is_interactive and file.isatty()
 
     def say(self, text: str) -> None:
-        """A message; on a terminal lines break between words, and elsewhere it is one line."""
+        """A message, which the run's log keeps as well."""
+        log.info("%s", text)
+        self.progress(text)
+
+    def progress(self, text: str) -> None:
+        """A line that the next one makes old; on a terminal lines break between words, and elsewhere it is one line."""
         self.messages.print(text, markup=False, soft_wrap=not self.moving)
 
     def show(self, table: Table | str) -> None:
@@ -116,6 +124,6 @@ class Display:
         def report(done: int, total: int | None, note: str = "") -> None:
             if pace.due() or (done == total and pace.elapsed > 2):
                 of = f"/{total}" if total else ""
-                self.say(f"{what}: {done}{of}{', ' + note if note else ''} ({pace.elapsed:.0f} s)")
+                self.progress(f"{what}: {done}{of}{', ' + note if note else ''} ({pace.elapsed:.0f} s)")
 
         return report

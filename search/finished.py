@@ -155,8 +155,12 @@ class GroupInfo(_Read):
 
 
 class Resolved(_Read):
-    """What the settings came to; empty until everything is built."""
+    """What the settings came to; empty until everything is built.
 
+    own: what was given as an object, and not by name; of a function, its name.
+    """
+
+    own: dict[str, str] | None = None
     data_fingerprint: str | None = None
     accelerator: str | None = None
     threads: Annotated[int, Field(ge=1, le=MAX_THREADS)] | None = None

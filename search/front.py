@@ -56,7 +56,7 @@ class FrontProblem(Problem):
                 "search several budgets, each with --warm-start"
             )
         super().__init__(problem.groups, problem.budget, problem._evaluate, costs=problem.costs)
-        self.given = limits[0]
+        self.given = replace(limits[0], share=None)  # of every trial's limit it is another
         self.lowest = self.given.fraction
         dense = Budget(self.groups, [replace(self.given, value=self.given.dense)])
         shares = np.linspace(0, 1, REFERENCES)

@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 from torch import nn
 
@@ -20,6 +21,7 @@ from amc.data import Data
 from amc.datasets import FolderSplit
 from amc.errors import AmcError, Interrupted, ModelError, SearchFailed, UsageError
 from amc.evaluate import Metric, Tune, out_of_memory
+from amc.seeding import threads
 from amc.userfile import describe
 from search.compose import Setup, check_training, with_objects
 from search.conclude import Result, conclude, finished_result, report
@@ -32,6 +34,7 @@ from search.run_directory import REPORT, RESULT, check_free, check_resumable, de
 from search.run_sensitivity import write_sensitivity
 from search.settings import Settings, apart_from_workers, settings_from
 from search.start import prepare, resumed_settings
+from search.storage import optuna_says
 from search.study import SearchResult
 from search.sweep import share
 from search.tensorboard import check_installed
@@ -39,6 +42,7 @@ from search.tensorboard import check_installed
 log = logging.getLogger("amc")
 
 
+@torch.inference_mode(False)  # a caller's no_grad() and inference_mode() are lifted: models are trained
 def run(
     *,
     model: Any = None,
@@ -68,8 +72,7 @@ def run(
         _, own_model, own_data = with_objects({}, model, data)
     else:
         named, own_model, own_data = with_objects(settings, model, data)
-    threads = torch.get_num_threads()
-    try:
+    with threads(), optuna_says(optuna.logging.WARNING):
         return run_job(
             named,
             out=out,
@@ -80,8 +83,6 @@ def run(
             finetune=finetune,
             display=Display(quiet=quiet),
         )
-    finally:
-        torch.set_num_threads(threads)
 
 
 def run_job(

@@ -76,16 +76,16 @@ class SearchView:
             self.top = _ranked([*self.top, (self.done, progress.latest)])
         if self.display.verbose:
             said = "failed" if progress.latest is None else self._outcome(progress.latest)
-            self.display.say(f"trial {self.done}: {said}")
+            self.display.progress(f"trial {self.done}: {said}")
         self._warn()
         if not self.display.moving and (self.pace.due() or self.done == self.trials):
-            self.display.say(self._line())
+            self.display.progress(self._line())
 
     def step(self, rung: str, done: int, total: int) -> None:
         """A trial is being scored: which rung of its evaluation, and how far that is."""
         self._rung = f"{rung}, step {done} of {total}" if total > 1 else rung
         if not self.display.moving and self.pace.due():
-            self.display.say(f"{self._line()}; trial {self.done + 1}: {self._rung}")
+            self.display.progress(f"{self._line()}; trial {self.done + 1}: {self._rung}")
 
     # ---- how long
 

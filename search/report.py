@@ -135,11 +135,11 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
 def verdict(run: FinishedRun) -> str:
     """What a person wants to know, in one sentence."""
     result, best, dense = run.result, run.result.best, run.result.dense
-    parts = []
-    for line in result.budget:
-        if line.achieved is not None and line.cost != "latency":
-            share = line.achieved / line.limit * line.fraction
-            parts.append(f"{100 * share:.1f} % of the {name_of(line.cost)}")
+    parts = [
+        f"{_share(line.achieved, line, result)} of the {name_of(line.cost)}"
+        for line in result.budget
+        if line.achieved is not None and line.cost != "latency"
+    ]
     if not parts and best.flops is not None and dense.flops:
         parts.append(f"{100 * best.flops / dense.flops:.1f} % of the FLOPs")
     if best.speedup is not None:
@@ -183,9 +183,14 @@ def _listed(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def spent_text(value: float, line: BudgetLine) -> str:
+def _share(value: float, line: BudgetLine, result: RunResult) -> str:
+    """A part of a budget as a share of the dense model's cost."""
+    return f"{100 * value / (dense_cost(result, line.cost) or line.limit / line.fraction):.1f} %"
+
+
+def spent_text(value: float, line: BudgetLine, result: RunResult) -> str:
     """A part of a budget: an amount; of latency, a share of the dense model's, as it was measured in pairs."""
-    share = f"{100 * value / line.limit * line.fraction:.1f} %"
+    share = _share(value, line, result)
     return f"{share} of dense" if line.cost == "latency" else f"{amount(value, line.cost)} ({share})"
 
 

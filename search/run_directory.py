@@ -220,7 +220,21 @@ def _owner(path: Path) -> str:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that can't be written must not stop the run, nor print tracebacks."""
+    """A log that can't be written must not stop the run, nor print tracebacks.
+
+    The logger's level is lowered for it. The caller's handlers are shown what they would have been without it.
+    """
+
+    def __init__(self, path: Path, callers_level: int) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._callers_level = callers_level
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """To the file, and on to where it would have gone."""
+        super().emit(record)
+        root = logging.getLogger()
+        if record.levelno >= self._callers_level and root.handlers:
+            root.handle(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Nothing: what matters is written elsewhere, and says so when it fails."""
@@ -228,15 +242,17 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    logger, handler = logging.getLogger("amc"), _LogFile(path, encoding="utf-8")
+    logger = logging.getLogger("amc")
+    handler, level, propagate = _LogFile(path, logger.getEffectiveLevel()), logger.level, logger.propagate
     handler.setFormatter(logging.Formatter(_FORMAT))
-    level = logger.level
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # it would carry every line of the file to the caller's handlers
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.setLevel(level)
+        logger.propagate = propagate
         logger.removeHandler(handler)
         with contextlib.suppress(OSError):
             handler.close()

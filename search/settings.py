@@ -71,6 +71,11 @@ def without_password(url: str) -> str:
     return re.sub(r"([?&])password=[^&]*&?", r"\1", re.sub(r"(://[^:@/]*):[^@]*@", r"\1@", url))
 
 
+def cluster(text: str) -> str | None:
+    """Ray's address; none, as by default, for `local`."""
+    return None if text == "local" else text
+
+
 def truth(text: str) -> bool:
     """A flag, from how Python or JSON writes it."""
     if text.lower() not in ("true", "false"):
@@ -220,7 +225,8 @@ class Settings:
     address: str | None = option(
         None,
         "score",
-        "the Ray cluster, as in auto or 10.0.0.1:6379 (default: one is started here)",
+        "the Ray cluster, as in auto or 10.0.0.1:6379 (default local: one is started here)",
+        parse=cluster,
         metavar="HOST:PORT",
         resume=True,
     )

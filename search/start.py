@@ -10,7 +10,7 @@ import importlib.metadata
 import logging
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from search.compose import Setup, compose
 from search.display import Display
 from search.engines import elsewhere, executor_of
 from search.finished import Resolved, SettingsFile, read_document
+from search.numbers import metric_name
 from search.run_directory import DENSE, DENSE_ONNX, SETTINGS, TABLE, RunDirectory, check_resumable
 from search.settings import Settings, settings_from
 from search.trust import allow, check_named, names_code
@@ -102,6 +103,8 @@ def prepare(
         before = read_document(directory / SETTINGS, SettingsFile).resolved
     else:
         directory.write_json(SETTINGS, _document(settings))
+    own = _named({"model": model, "data": data, "metric": metric, "finetune": finetune})
+    _refuse_other_objects(directory.path, before.own, own)
     dense = directory / DENSE
     setup = compose(
         replace(
@@ -125,8 +128,43 @@ def prepare(
         export_onnx(setup.loaded.model, setup.loaded.inputs, directory / DENSE_ONNX)
     setup = replace(setup, executor=executor_of(setup, dense))
     # Last: what was refused is not what the run goes on with.
-    directory.write_json(SETTINGS, _document(settings, setup))
+    directory.write_json(SETTINGS, _document(settings, setup, own))
     return setup
+
+
+def _named(own: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the objects that were given, by a name: a function's own, or what kind it is."""
+    return {option: metric_name(given) for option, given in own.items() if given is not None}
+
+
+def _refuse_other_objects(path: Path, before: Mapping[str, str] | None, now: Mapping[str, str]) -> None:
+    """Raises unless what the run began with as objects is given again: no file can hold them.
+
+    Models and data are compared by what they hold, later on; functions by their names.
+    """
+    if before is None:
+        return
+    lacking = [option for option in before if option not in now]
+    if lacking:
+        again = ", ".join(f"{option}=…" for option in before)
+        raise UsageError(
+            f"the run in {path} began with {_listed(before, lacking)} from Python, which no file holds; go on with it "
+            f"by search.run(resume=True, out=…, {again})"
+        )
+    for option in ("metric", "finetune"):
+        if now.get(option) != before.get(option):
+            raise UsageError(
+                f"the run in {path} began {_with(before, option)} and can't go on {_with(now, option)}; what was "
+                "scored by one can't be compared with the other. Give the same, or start a run of its own"
+            )
+
+
+def _listed(own: Mapping[str, str], options: Sequence[str]) -> str:
+    return ", ".join(f"{option}={own[option]}" for option in options)
+
+
+def _with(own: Mapping[str, str], option: str) -> str:
+    return f"with {option}={own[option]}" if option in own else f"without {option}=…"
 
 
 def _refuse_changes(path: Path, before: Resolved, setup: Setup) -> None:
@@ -142,12 +180,12 @@ def _refuse_changes(path: Path, before: Resolved, setup: Setup) -> None:
         raise RunError(f"the model of the run in {path} has changed: its groups are others now; start a run of its own")
 
 
-def _document(settings: Settings, setup: Setup | None = None) -> dict[str, Any]:
+def _document(settings: Settings, setup: Setup | None = None, own: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What `settings.json` holds; without a setup, what is known before anything is built."""
     return {
         "schema_version": 1,
         "settings": settings.as_json(),
-        "resolved": {} if setup is None else _resolved(setup),
+        "resolved": {} if setup is None else _resolved(setup) | {"own": dict(own or {})},
         "versions": versions(),
         "machine": {"python": platform.python_version(), "system": platform.platform(), "cpu": platform.processor()},
     }

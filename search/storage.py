@@ -76,10 +76,10 @@ def open_storage(path: Path) -> RDBStorage:
 
 
 @contextmanager
-def _one_message() -> Iterator[None]:
-    """Optuna warns of what it raises as well; what is wrong with a file is said once."""
+def optuna_says(level: int) -> Iterator[None]:
+    """What Optuna logs is of this level at least for the body, and then as before."""
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.logging.set_verbosity(level)
     try:
         yield
     finally:
@@ -133,7 +133,7 @@ def _reading(path: Path, *, going_on: bool = False) -> Iterator[RDBStorage]:
                 raise RunError(f"it {trouble}")
             storage = _sqlite(copy)
             try:
-                with _one_message():
+                with optuna_says(optuna.logging.ERROR):
                     yield storage
             finally:
                 storage.engine.dispose()

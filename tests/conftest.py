@@ -54,3 +54,30 @@ def finished(tmp_path_factory) -> Path:
 def run(finished, tmp_path) -> Path:
     """A copy of it to change."""
     return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Starts runs whose writes can be made to fail, or be counted."""
+    if not shutil.which("cc"):
+        pytest.skip("faults are injected by a small C library, and there is no C compiler (cc)")
+    from benchmarks.faults.harness import harness
+
+    with harness() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_run(server, tmp_path_factory) -> Path:
+    """A finished run of a tiny network, to look at and not to change."""
+    from benchmarks.faults.harness import words
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert server.run(*words(folder, "random", 3), below=folder).status == 0
+    return folder
+
+
+@pytest.fixture
+def tiny_copy(tiny_run, tmp_path) -> Path:
+    """A copy of it to change."""
+    return shutil.copytree(tiny_run, tmp_path / "run")

@@ -124,11 +124,23 @@ def test_an_absolute_and_a_fractional_limit_mean_the_same_number():
     assert half.project((16, 16)) == absolute.project((16, 16))
 
 
+def test_a_limit_keeps_the_fraction_that_was_asked_for_though_its_value_is_rounded_down():
+    structure = chain([3, 16, 16, 10], [3, 3, 1], [64, 16, 1])
+    costs = analytic(structure)
+    dense = costs["params"]([16, 16])
+    [limit] = Budget.of(structure.groups, costs, parse_budget("params=0.3")).limits
+    assert limit.value < 0.3 * dense
+    assert limit.fraction == 0.3
+    [limit] = Budget.of(structure.groups, costs, parse_budget("params=1k")).limits
+    assert limit.fraction == 1000 / dense
+
+
 @pytest.mark.parametrize(
     ("text", "value", "fraction"),
     [
         ("flops=0.5", 0.5, True),
         ("flops=50%", 0.5, True),
+        (" flops = 0.5 ", 0.5, True),
         ("flops=1", 1.0, True),
         ("flops=60M", 60e6, False),
         ("params=300k", 300e3, False),

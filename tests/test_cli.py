@@ -119,6 +119,9 @@ def test_the_result_has_the_contracts_shape(run, result):
     files |= {"model.safetensors", "model.onnx", "result.json", "report.html"}
     assert files <= {path.name for path in run.iterdir()}
     assert not {path.name for path in run.iterdir()} - files - {"study.db-wal", "study.db-shm"}
+    log = (run / "run.log").read_text()
+    assert "INFO the dense model's accuracy on the search split: " in log
+    assert "INFO trial 6: " in log
 
 
 def test_costs_equal_a_recount_of_the_slim_model(run, result):

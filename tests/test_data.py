@@ -204,10 +204,15 @@ def test_folder_fingerprint_sees_names_and_sizes(tmp_path):
     assert load_data(spec).fingerprint != before
 
 
-def test_one_mean_reads_images_as_grey(tmp_path):
-    root = folder(tmp_path, mode="L")
-    assert load_data(f"imagefolder:{root}", mean=(0.5,), std=(0.5,)).input_shape == (1, 1, 6, 8)
-    assert load_data(f"imagefolder:{root}").input_shape == (1, 3, 6, 8)
+def test_one_mean_reads_grey_images_with_one_channel_and_holds_for_all_channels_of_others(tmp_path):
+    grey, colour = folder(tmp_path / "grey", mode="L"), folder(tmp_path / "colour")
+    assert load_data(f"imagefolder:{grey}", mean=(0.5,), std=(0.5,)).input_shape == (1, 1, 6, 8)
+    assert load_data(f"imagefolder:{grey}").input_shape == (1, 3, 6, 8)
+    data = load_data(f"imagefolder:{colour}", mean=(0.5,), std=(0.25,))
+    assert data.input_shape == (1, 3, 6, 8)
+    assert (data.val.normalize.mean, data.val.normalize.std) == ((0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(DataError, match=r"--std has 3 values.*one where --mean is one value"):
+        load_data(f"imagefolder:{grey}", mean=(0.5,), std=(0.5,) * 3)
 
 
 def test_images_of_16_bits_are_read_as_the_same_ones_of_8(tmp_path):

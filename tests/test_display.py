@@ -197,7 +197,7 @@ def clock(monkeypatch) -> Clock:
 def view_of(said: list[str], *, trials: int | None, time_limit: float | None, **settings) -> SearchView:
     problem, _ = concave(6)
     shown = Display(verbose=True)
-    shown.say = said.append
+    shown.say = shown.progress = said.append
     chosen = settings_from(
         {"budget": "flops=0.5", "trials": trials, "time_limit": time_limit, "score_steps": 30, **settings}
     )

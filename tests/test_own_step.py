@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 import amc
 import search
-from amc.errors import AmcError, DataError, PolicyError, UsageError
+from amc.errors import AmcError, DataError, ModelError, PolicyError, UsageError
 
 QUICK = {
     "trials": 3,
@@ -154,7 +154,9 @@ def test_a_metric_that_raises_on_the_dense_model_leaves_nothing(images):
     assert not Path("run").exists()
 
 
-def test_a_path_is_no_policy():
+def test_a_name_is_no_model_and_a_path_no_policy():
+    with pytest.raises(ModelError, match=r"give the dense model, an nn\.Module"):
+        amc.apply("resnet20", Path("policy.json"))
     with pytest.raises(PolicyError, match=r"give what amc.load_policy\(path\) returns"):
         amc.apply(net(), Path("policy.json"))
 
@@ -311,3 +313,23 @@ def test_without_a_train_split_nothing_is_fine_tuned_and_a_notebook_shows_what_t
     assert "3 2/8" in repr(result.policy)
     (result.path / "result.json").unlink()
     assert result._repr_html_() is None
+
+
+def test_a_resumed_run_needs_the_objects_that_it_began_with(images):
+    def worth(model):
+        return 0.5
+
+    def other(model):
+        return 0.9
+
+    given = {"model": net(), "data": {"train": TensorDataset(images), "val": images}, "out": "run"}
+    plain = {"score_steps": 0, "finetune_epochs": 0}
+    search.run(**given, **plain, metric=worth, budget="flops=0.5", trials=1)
+    again = {"resume": True, "trials": 2}
+    with pytest.raises(UsageError, match=r"began with metric=worth and can't go on with metric=other"):
+        search.run(**given, **again, metric=other)
+    with pytest.raises(UsageError, match=r"began with metric=worth from Python.*search.run\(resume=True"):
+        search.run(**given, **again)
+    with pytest.raises(UsageError, match=r"began with model=\w+, data=dict from Python"):
+        search.run(out="run", **again, metric=worth)
+    assert search.run(**given, **again, metric=worth).summary["search"]["trials"] == 2

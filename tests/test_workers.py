@@ -237,6 +237,8 @@ def test_how_many_workers_there_are_may_change_on_resume(tmp_path):
     run(**NAMED, strategy="random", trials=2, finetune_epochs=0, out=tmp_path / "run")
     model = {"model": NAMED["model"], "data": NAMED["data"]}
     assert resumed_settings(tmp_path / "run", {**model, "workers": 2}).workers == 2
+    assert resumed_settings(tmp_path / "run", {**model, "address": "10.0.0.1:6379"}).address == "10.0.0.1:6379"
+    assert resumed_settings(tmp_path / "run", {**model, "address": "local"}).address is None
     before = json.loads((tmp_path / "run" / "result.json").read_text())
     run(**model, out=tmp_path / "run", resume=True, workers=2)  # finished: nothing to do
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == before

@@ -35,7 +35,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from amc.problem import Problem
-from amc.seeding import one_thread, seeded
+from amc.seeding import seeded, threads
 from envs.pruning import PruningEnv, action_of
 from search.strategies.base import WidthSampler, told
 from search.strategies.moves import Widths, fresh
@@ -140,7 +140,7 @@ class DDPGSampler(WidthSampler):
         """
         ended = told(study)
         rng = np.random.default_rng([self._seed, trial.number])
-        with one_thread():
+        with threads(1):
             for other in ended:
                 if other.number not in self._learned:
                     self._learn(other)

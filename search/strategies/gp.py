@@ -10,7 +10,7 @@ from optuna.samplers import GPSampler
 from optuna.trial import FrozenTrial
 
 from amc.problem import Problem
-from amc.seeding import one_thread
+from amc.seeding import threads
 from search.strategies.base import ProjectedSampler
 
 
@@ -19,7 +19,7 @@ class GPProposals(ProjectedSampler):
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """What the Optuna sampler suggests."""
-        with one_thread():
+        with threads(1):
             return super().propose(cast(optuna.Study, _Others(study, trial)), trial)
 
 
