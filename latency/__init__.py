@@ -16,7 +16,7 @@ _NAMES = {
     "measure": "paired",
     "open_device": "device",
     "open_session": "session",
-    "policy_files": "slicing",
+    "policy_files": "files",
     "random_feeds": "session",
 }
 

@@ -16,8 +16,8 @@ from torch import nn
 from amc.cost import Widths
 from amc.export import export_bytes
 from amc.groups import Structure
+from latency.files import policy_files
 from latency.paired import measure
-from latency.slicing import policy_files
 
 SECONDS = 0.5
 """Time spent on each policy."""

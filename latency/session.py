@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -54,6 +55,27 @@ def random_feeds(session: onnxruntime.InferenceSession, batch: int, seed: int) -
         return worker.random_feeds(session, batch, seed)
     except worker.WorkerError as error:
         raise as_error(error) from error
+
+
+def check_runs(model: str | os.PathLike[str] | bytes, batch: int = 1) -> None:
+    """Raises ModelError unless ONNX Runtime takes this many rows through the model."""
+    session = open_session(model)
+    feeds = random_feeds(session, batch, 0)
+    try:
+        outputs = session.run(None, feeds)
+        said = f"it gives {[x.shape for x in outputs]}"
+        runs = all(x.shape[:1] == (batch,) for x, y in zip(outputs, session.get_outputs(), strict=True) if _by_row(y))
+    except Exception as error:  # ONNX Runtime has an exception for each of its statuses
+        runs, said = False, f"ONNX Runtime: {str(error).strip()[:300]}"
+    if not runs:
+        raise ModelError(
+            f"the exported model does not run on a batch of {batch} ({said}); does its forward do something else there?"
+        )
+
+
+def _by_row(value: Any) -> bool:
+    """Whether a value of a session has the batch as its first axis."""
+    return bool(value.shape) and not isinstance(value.shape[0], int)
 
 
 def as_error(error: worker.WorkerError) -> AmcError:

@@ -6,14 +6,13 @@ which initializer belongs to which group, read from the names that the exporter 
 node where it has no name of ours (a bias folded out of batch norm), or from its values (a transposed weight).
 
 What the plan can't know (a channel count hidden in a constant) is not guessed: `sliced` compares the files of a few
-policies with the slim model in torch, and refuses where they differ; the caller then exports.
+policies with the slim model in torch, and refuses where they differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -22,9 +21,9 @@ from onnx import numpy_helper
 from torch import nn
 
 from amc.errors import ModelError
-from amc.export import export_bytes
 from amc.forward import flatten
 from amc.groups import Group, Slice, Structure
+from amc.slim import slim
 from amc.tracer import describe
 from latency.origin import module_of
 from latency.session import open_session
@@ -44,8 +43,6 @@ def sliced(
     Raises:
         ModelError: it can't be cut, a cut file does not load, or its outputs are not the slim model's (to 1e-5).
     """
-    from amc.slim import slim
-
     rng = np.random.default_rng(0)
     widths = [[group.floor for group in structure.groups]]
     widths += [[int(rng.choice(group.widths)) for group in structure.groups] for _ in range(2)]
@@ -62,36 +59,16 @@ def sliced(
     return slicer
 
 
-def policy_files(
-    model: nn.Module, structure: Structure, inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor], dense: bytes
-) -> Callable[[Sequence[int]], bytes]:
-    """A function from widths to an ONNX file of that policy: sliced in milliseconds, or exported where it can't be.
-
-    Which units are kept makes no difference to latency; the first of every cell are.
-    """
-    try:
-        slicer = sliced(model, structure, inputs, dense)
-    except ModelError:
-        return lambda widths: _exported(model, structure, inputs, widths)
-    return lambda widths: slicer(first_kept(structure, widths))
-
-
-def _exported(model: nn.Module, structure: Structure, inputs: Any, widths: Sequence[int]) -> bytes:
-    from amc.slim import slim
-
-    return export_bytes(slim(model, structure, first_kept(structure, widths)), inputs)
-
-
-def _prove(file: bytes, slim: nn.Module, inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]) -> None:
+def _prove(file: bytes, model: nn.Module, inputs: tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]) -> None:
     """Raises ModelError unless the file computes what the slim model does."""
     session = open_session(file)
     if isinstance(inputs, Mapping):
         feeds = {name: _random_like(x) for name, x in inputs.items()}
-        expected = slim(**feeds)
+        expected = model(**feeds)
     else:
         drawn = [_random_like(x) for x in inputs]
         feeds = dict(zip((value.name for value in session.get_inputs()), drawn, strict=False))
-        expected = slim(*drawn)
+        expected = model(*drawn)
     found = session.run(None, {name: _array(x) for name, x in feeds.items()})
     wanted = [_array(tensor) for tensor in flatten(expected)]
     if len(found) != len(wanted) or not all(map(_close, found, wanted)):

@@ -16,8 +16,8 @@ from amc.groups import Structure
 from amc.models import Loaded
 from latency.cost import LatencyCost
 from latency.device import Device, TableDevice, open_device, short
+from latency.files import policy_files
 from latency.paired import Reading
-from latency.slicing import policy_files
 from latency.table import Conditions, LatencyTable, build_table
 from search.display import Display
 from search.settings import Settings

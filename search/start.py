@@ -24,6 +24,7 @@ from amc.evaluate import Metric, Tune
 from amc.export import export_onnx
 from amc.forward import device_of
 from amc.weights import save_weights
+from latency.session import check_runs
 from search.compose import Setup, compose
 from search.display import Display
 from search.engines import elsewhere, executor_of
@@ -126,6 +127,7 @@ def prepare(
         save_weights(setup.loaded.model, dense)
     if not (directory / DENSE_ONNX).exists():
         export_onnx(setup.loaded.model, setup.loaded.inputs, directory / DENSE_ONNX)
+        check_runs(directory / DENSE_ONNX)
     setup = replace(setup, executor=executor_of(setup, dense))
     # Last: what was refused is not what the run goes on with.
     directory.write_json(SETTINGS, _document(settings, setup, own))

@@ -82,6 +82,7 @@ def test_file_is_self_contained_named_and_free_of_source_paths(exported):
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert not any(t.external_data for t in proto.graph.initializer)
     assert b".py" not in path.read_bytes()
+    assert not proto.graph.value_info
     assert [p.name for p in path.parent.iterdir()] == ["net.onnx"]
 
 

@@ -16,8 +16,9 @@ from amc.errors import ModelError
 from amc.export import export_onnx
 from amc.groups import Group, Layer, Slice, Structure
 from amc.slim import slim
+from latency.files import policy_files
 from latency.session import open_session, random_feeds
-from latency.slicing import Slicer, first_kept, policy_files, random_kept, sliced
+from latency.slicing import Slicer, first_kept, random_kept, sliced
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -333,3 +333,24 @@ def test_a_resumed_run_needs_the_objects_that_it_began_with(images):
     with pytest.raises(UsageError, match=r"began with model=\w+, data=dict from Python"):
         search.run(out="run", **again, metric=worth)
     assert search.run(**given, **again, metric=worth).summary["search"]["trials"] == 2
+
+
+class OfMany(nn.Module):
+    """Does something else with one row, which the example's two rows don't show the exporter."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.body, self.head, self.again = net(), nn.Linear(6 if again else 3, 4), again
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = self.body(x).mean((2, 3), keepdim=True).squeeze()
+        pooled = pooled if pooled.dim() > 1 else pooled.unsqueeze(0)
+        return self.head(torch.cat([pooled, x.mean((2, 3))], dim=1)) if self.again else pooled @ self.head.weight.T
+
+
+@pytest.mark.parametrize("again", [False, True])  # its output loses the batch axis; it does not run
+def test_a_model_whose_onnx_file_does_not_take_one_row_is_refused_before_the_search(again, images):
+    data = {part: TensorDataset(images, torch.arange(64) % 4) for part in ("train", "val")}
+    with pytest.raises(ModelError, match="does not run on a batch of 1"):
+        search.run(model=OfMany(again), data=data, budget="flops=0.5", out="run", **QUICK)
+    assert not Path("run").exists()
