@@ -57,9 +57,8 @@ def random_feeds(session: onnxruntime.InferenceSession, batch: int, seed: int) -
         raise as_error(error) from error
 
 
-def check_runs(model: str | os.PathLike[str] | bytes, batch: int = 1) -> None:
-    """Raises ModelError unless ONNX Runtime takes this many rows through the model."""
-    session = open_session(model)
+def check_runs(session: onnxruntime.InferenceSession, batch: int = 1) -> None:
+    """Raises ModelError unless the session takes this many rows, made up by `random_feeds`, through its model."""
     feeds = random_feeds(session, batch, 0)
     try:
         outputs = session.run(None, feeds)

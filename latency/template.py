@@ -22,7 +22,7 @@ from onnx import AttributeProto, numpy_helper
 
 from amc.errors import ModelError
 from amc.groups import Structure
-from latency.session import check_runs
+from latency.session import check_runs, open_session
 
 MOST = 6
 """Exports, each of seconds."""
@@ -49,7 +49,7 @@ def templated(dense: bytes, structure: Structure, export: Callable[[Sequence[int
             template = Template(dense, structure, files)
             made = template(widths)
             if _numbers(onnx.load_model_from_string(made)) == _numbers(onnx.load_model_from_string(file)):
-                check_runs(made)
+                check_runs(open_session(made))
                 return template
         files[widths] = file  # which tells apart what was alike in those before
     raise ModelError(

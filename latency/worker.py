@@ -262,10 +262,10 @@ def _quiet_collector() -> Iterator[None]:
 def profile_model(model: str | bytes, *, folder: str, batch: int = 1, runs: int = 50, **settings: Any) -> list[Any]:
     """ONNX Runtime's profile of `runs` runs: its events of category `Node`, warm-up left out."""
     session = open_session(model, profile=os.path.join(folder, "profile"), **settings)
-    feeds = random_feeds(session, batch, 0)
+    runner = _runner(session, random_feeds(session, batch, 0), time.perf_counter_ns)
     warm = 5
     for _ in range(runs + warm):
-        session.run(None, feeds)
+        runner()
     path = session.end_profiling()
     with open(path, encoding="utf-8") as file:
         events = json.load(file)

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from amc.data import Split
-from amc.errors import DataError, RunError, UsageError
+from amc.errors import DataError, DeviceError, ModelError, RunError, UsageError
 from amc.evaluate import Metric, Tune
 from amc.export import export_onnx
 from amc.forward import device_of
 from amc.weights import save_weights
-from latency.session import check_runs
+from latency.session import check_runs, open_session, random_feeds
 from search.compose import Setup, compose
 from search.display import Display
 from search.engines import elsewhere, executor_of
@@ -127,11 +127,21 @@ def prepare(
         save_weights(setup.loaded.model, dense)
     if not (directory / DENSE_ONNX).exists():
         export_onnx(setup.loaded.model, setup.loaded.inputs, directory / DENSE_ONNX)
-        check_runs(directory / DENSE_ONNX)
+        _check_export(directory / DENSE_ONNX)
     setup = replace(setup, executor=executor_of(setup, dense))
     # Last: what was refused is not what the run goes on with.
     directory.write_json(SETTINGS, _document(settings, setup, own))
     return setup
+
+
+def _check_export(path: Path) -> None:
+    """Raises ModelError where the dense file does not run on one row. What can't be tried is told when measured."""
+    try:
+        session = open_session(path)
+        random_feeds(session, 1, 0)
+    except (DeviceError, ModelError):
+        return
+    check_runs(session)
 
 
 def _named(own: Mapping[str, Any]) -> dict[str, str]:

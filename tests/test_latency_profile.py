@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from amc.errors import DeviceError
+from amc.errors import DeviceError, ModelError
 from amc.export import export_onnx
 from latency import open_device
 from latency.profile import profile_layers
@@ -54,3 +54,15 @@ def test_a_run_that_was_interrupted_does_not_move_a_layers_time():
 
     events = [event(20)] * (RUNS - 2) + [event(40_000)] * 2
     assert _times(events, Layers(GOOD)) == {"[Odd]": pytest.approx(0.02)}
+
+
+def test_a_file_that_does_not_run_is_named(tmp_path):
+    """It opens, but one row makes two ranks meet."""
+
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x.mean((2, 3), keepdim=True).squeeze(), x.mean((2, 3))], dim=1)
+
+    export_onnx(Odd(), (torch.zeros(2, 3, 4, 4),), tmp_path / "odd.onnx")
+    with pytest.raises(ModelError, match="can't run the model"):
+        profile_layers(open_device("local"), {"odd": (tmp_path / "odd.onnx").read_bytes()})
