@@ -22,6 +22,7 @@ from onnx import AttributeProto, numpy_helper
 
 from amc.errors import ModelError
 from amc.groups import Structure
+from amc.tracer import describe
 from latency.session import check_runs, open_session
 
 MOST = 6
@@ -41,6 +42,15 @@ def templated(dense: bytes, structure: Structure, export: Callable[[Sequence[int
     Raises:
         ModelError: files differ in more than numbers, a number follows no weight, or the proof fails.
     """
+    try:
+        return _proven(dense, structure, export)
+    except ModelError:
+        raise
+    except Exception as error:  # a graph that is misread can fail anywhere
+        raise ModelError(f"the dense ONNX file can't be a template: {describe(error)[:200]}") from error
+
+
+def _proven(dense: bytes, structure: Structure, export: Callable[[Sequence[int]], bytes]) -> Template:
     rng, files = np.random.default_rng(0), dict[tuple[int, ...], bytes]()
     for _ in range(MOST):
         widths = tuple(_between(group.widths, rng) for group in structure.groups)
@@ -75,6 +85,10 @@ class _Rule:
         return int(self.dense * kept[self.axis] // self.whole)
 
 
+Change = tuple[tuple[str, int, _Rule], ...]
+"""What becomes of a tensor: `axis` or `value`, which one, and its rule."""
+
+
 class Template:
     """Makes the ONNX file of a policy, right in its nodes and sizes but not in its weights.
 
@@ -101,8 +115,8 @@ class Template:
         for (node, at, kind, i), rule in rules.items():
             assert isinstance(at, int)
             changes[node, at].append((kind, i, rule))
-        self._changing: dict[str, tuple[np.ndarray, tuple[tuple[str, int, _Rule], ...]]] = {}
-        names: dict[tuple[str, tuple[tuple[str, int, _Rule], ...]], str] = {}
+        self._changing: dict[str, tuple[np.ndarray, Change]] = {}
+        names: dict[tuple[str, Change], str] = {}
         for (node, at), change in changes.items():
             dense = graph.node[node].input[at]
             name = names.setdefault((dense, tuple(change)), f"{dense}:{len(names)}")
@@ -133,7 +147,7 @@ class Template:
         return proto.SerializeToString()
 
 
-def _cuts(dense: np.ndarray, change: Sequence[tuple[str, int, _Rule]], kept: np.ndarray) -> list[slice]:
+def _cuts(dense: np.ndarray, change: Change, kept: np.ndarray) -> list[slice]:
     """The first entries of every axis, as many as it has left."""
     lengths = {i: rule(kept) for kind, i, rule in change if kind == "axis"}
     return [slice(lengths.get(axis)) for axis in range(dense.ndim)]
