@@ -11,10 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and nothing else; restores each module's mode."""
+def _modes_kept(model: nn.Module) -> Iterator[None]:
+    """Each module has the mode again that it had before the body."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         yield
     finally:
@@ -23,11 +22,19 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and nothing else; restores each module's mode."""
+    with _modes_kept(model):
+        model.eval()
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, fused attention or random state left behind; restores each module's mode."""
-    modes = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
+        stack.enter_context(_modes_kept(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -40,8 +47,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             model.train()  # a module that caches in evaluation mode forgets
-            for module, training in modes:
-                module.training = training
 
 
 @contextmanager
@@ -65,7 +70,5 @@ def branching(model: nn.Module) -> Iterator[None]:
 
 def refreshed(model: nn.Module) -> None:
     """Make modules forget what they computed from their weights for evaluation, as they do when training begins."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    for module, training in modes:
-        module.training = training
+    with _modes_kept(model):
+        model.train()
