@@ -12,7 +12,7 @@ slices, so what one predicts the other does.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,6 +91,21 @@ class Group:
         """The largest allowed width that is not above `width`, or the floor."""
         at = bisect_right(self.widths, width)
         return self.widths[max(at - 1, 0)]
+
+
+def cells_of(group: Group) -> np.ndarray:
+    """`(channels,)` cell of each unit; one for all where the group has none."""
+    return np.zeros(group.channels, int) if group.cells is None else group.cells
+
+
+def of_each_cell(
+    group: Group, width: int, ordered: Callable[[np.ndarray], np.ndarray] = lambda units: units
+) -> np.ndarray:
+    """`(width,)` units, equally many of each cell: its first ones, once they are ordered."""
+    cells = cells_of(group)
+    names = np.unique(cells)
+    chosen = [ordered(np.flatnonzero(cells == cell))[: width // len(names)] for cell in names]
+    return np.sort(np.concatenate(chosen))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import nn
 
 from amc.errors import ModelError
 from amc.forward import Inputs, call, changed, flatten, random_batch
-from amc.groups import Frozen, Group, Structure
+from amc.groups import Frozen, Group, Structure, cells_of, of_each_cell
 from amc.modes import evaluating
 from amc.slim import Kept, copied, like, masked, removed_channels, slim
 from amc.tracer import Tracer, describe
@@ -78,26 +78,26 @@ def _without_zeros(model: nn.Module) -> nn.Module:
 
 def smallest_step(group: Group) -> np.ndarray:
     """All units but the last of each cell."""
-    cells = _cells(group)
+    cells = cells_of(group)
     last = [np.flatnonzero(cells == cell)[-1] for cell in np.unique(cells)]
     return np.setdiff1d(np.arange(group.channels), last)
 
 
 def random_half(group: Group, generator: np.random.Generator) -> np.ndarray:
     """A random half of each cell, at least one unit of it."""
-    cells = len(np.unique(_cells(group)))
-    return _of_each_cell(group, max(1, group.channels // cells // 2) * cells, generator.permutation)
+    cells = len(np.unique(cells_of(group)))
+    return of_each_cell(group, max(1, group.channels // cells // 2) * cells, generator.permutation)
 
 
 def random_width(group: Group, generator: np.random.Generator) -> np.ndarray:
     """As many random units as a random one of the widths from a half on: what holds between equal shares shows here."""
     width = generator.choice([width for width in group.widths if 2 * width >= group.channels])
-    return _of_each_cell(group, width, generator.permutation)
+    return of_each_cell(group, width, generator.permutation)
 
 
 def _others(group: Group, units: np.ndarray) -> np.ndarray:
     """The units that are not among these, as many of each cell; these, if a cell has no other."""
-    cells = _cells(group)
+    cells = cells_of(group)
     rest = np.setdiff1d(np.arange(group.channels), units)
     count = min(np.sum(cells[rest] == cell) for cell in np.unique(cells))
     return np.sort(np.concatenate([rest[cells[rest] == c][:count] for c in np.unique(cells)])) if count else units
@@ -105,17 +105,7 @@ def _others(group: Group, units: np.ndarray) -> np.ndarray:
 
 def narrowest(group: Group) -> np.ndarray:
     """As few units of each cell as a policy may keep."""
-    return _of_each_cell(group, group.floor)
-
-
-def _of_each_cell(
-    group: Group, width: int, ordered: Callable[[np.ndarray], np.ndarray] = lambda units: units
-) -> np.ndarray:
-    """So many units, equally many of each cell: its first ones, once they are ordered."""
-    cells = _cells(group)
-    names = np.unique(cells)
-    chosen = [ordered(np.flatnonzero(cells == cell))[: width // len(names)] for cell in names]
-    return np.sort(np.concatenate(chosen))
+    return of_each_cell(group, group.floor)
 
 
 def _raised(group: Group) -> Group:
@@ -256,7 +246,3 @@ def _pop(running: list[str]) -> Callable[..., None]:
         running.pop()
 
     return leave
-
-
-def _cells(group: Group) -> np.ndarray:
-    return np.zeros(group.channels, int) if group.cells is None else group.cells

@@ -22,7 +22,7 @@ from torch import nn
 
 from amc.errors import ModelError
 from amc.forward import flatten
-from amc.groups import Group, Slice, Structure
+from amc.groups import Slice, Structure, of_each_cell
 from amc.slim import slim
 from amc.tracer import describe
 from latency.origin import module_of
@@ -97,22 +97,13 @@ def _random_like(x: torch.Tensor) -> torch.Tensor:
 
 def random_kept(structure: Structure, widths: Sequence[int], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Units to keep, drawn at random, equally many of every cell."""
-    return {group.name: _draw(group, width, rng) for group, width in zip(structure.groups, widths, strict=True)}
+    chosen = zip(structure.groups, widths, strict=True)
+    return {group.name: of_each_cell(group, width, rng.permutation) for group, width in chosen}
 
 
 def first_kept(structure: Structure, widths: Sequence[int]) -> dict[str, np.ndarray]:
     """The first units of every cell: where only the shapes count, as they do for latency."""
-    return {group.name: _draw(group, width, None) for group, width in zip(structure.groups, widths, strict=True)}
-
-
-def _draw(group: Group, width: int, rng: np.random.Generator | None) -> np.ndarray:
-    cells = np.zeros(group.channels, dtype=int) if group.cells is None else np.asarray(group.cells)
-    each = width // len(np.unique(cells))
-    chosen = []
-    for cell in np.unique(cells):
-        units = np.flatnonzero(cells == cell)
-        chosen.append(units[:each] if rng is None else rng.choice(units, each, replace=False))
-    return np.sort(np.concatenate(chosen))
+    return {group.name: of_each_cell(group, width) for group, width in zip(structure.groups, widths, strict=True)}
 
 
 @dataclass(frozen=True)  # slices compare by identity
