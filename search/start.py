@@ -138,10 +138,10 @@ def _check_export(path: Path) -> None:
     """Raises ModelError where the dense file does not run on one row. What can't be tried is told when measured."""
     try:
         session = open_session(path)
-        random_feeds(session, 1, 0)
+        feeds = random_feeds(session, 1, 0)
     except (DeviceError, ModelError):
         return
-    check_runs(session)
+    check_runs(session, feeds)
 
 
 def _named(own: Mapping[str, Any]) -> dict[str, str]:
