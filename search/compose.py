@@ -19,24 +19,24 @@ from amc.budget import Budget, parse_budget
 from amc.catalog import MODELS, PRECISIONS, REWARDS
 from amc.cost import Cost, analytic
 from amc.coupling import trace
-from amc.data import Data, Split, load_data
-from amc.errors import BudgetError, DataError, ModelError, UsageError
+from amc.data import Data, load_data
+from amc.errors import BudgetError, ModelError, UsageError
 from amc.evaluate import Evaluator, Metric, ScoreSettings, Tune, in_memory
-from amc.finetune import AUGMENTATIONS, IGNORED
-from amc.forward import changed, device_of, to_device
+from amc.finetune import AUGMENTATIONS
+from amc.forward import device_of, to_device
 from amc.groups import Structure
 from amc.importance import rank
 from amc.layout import fast_layout
 from amc.models import Inputs, Loaded, load_model
-from amc.own_data import DatasetSplit
 from amc.pretrain import RECIPES, is_cached, pretrained
 from amc.problem import Problem
 from amc.registry import resolve
 from amc.reward import NEEDS_LATENCY
 from amc.seeding import threads
 from amc.slim import copied
-from amc.verify import untrainable, verify
+from amc.verify import verify
 from search.display import Display
+from search.recovery import check_recovery
 from search.settings import Settings, settings_from
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ log = logging.getLogger("amc")
 LATENCY_MARGIN = 0.01
 """Of a predicted latency, so that the measured one is within the limit with the upper end of its interval."""
 
-FIRST = 8
-"""Examples of a data set of one's own that are looked at before anything is built."""
 TINY = 4e6
 """Multiply-accumulates of one image below which a second thread costs more than it brings."""
 
@@ -211,81 +209,6 @@ def evaluator_of(
         layout=fast_layout(loaded.model, loaded.inputs),
         seed=settings.seed,
     )
-
-
-def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetune: Tune | None) -> None:
-    """Raises a DataError where scoring or recovery needs labels, or a train split, that the data lack."""
-    if finetune is not None and data.train is None:
-        raise DataError(
-            "finetune=… needs a `train` split: its length says how many steps an epoch has, and batch norm is "
-            "recalibrated on its inputs; labels are not needed"
-        )
-    splits = {"val": data.val} if data.train is None else {"val": data.val, "train": data.train}
-    unlabelled = [name for name, split in splits.items() if split.labels is None and split.batch([0])[1] is None]
-    if "val" in unlabelled and metric is None:
-        raise DataError("the `val` split has no labels, so there is no accuracy; give metric=…, a model's worth")
-    trains = settings.score_steps or settings.finetune_epochs
-    if "train" in unlabelled and finetune is None and trains:
-        raise DataError(
-            "the `train` split has no labels to fine-tune on; give finetune=… (your own training step), or leave "
-            "recovery out by score_steps=0, finetune_epochs=0"
-        )
-    read = {"val": metric is None, "train": finetune is None and bool(trains)}
-    for name, split in splits.items():
-        if read[name]:
-            _check_labels(name, split)
-
-
-def check_training(settings: Settings, model: nn.Module, data: Data) -> None:
-    """Raises a DataError where the model can't be trained on examples alone, or not in batches as small as asked."""
-    if data.train is None:
-        return
-    for option, steps in (("score", settings.score_steps), ("finetune", settings.finetune_epochs)):
-        size = min(getattr(settings, f"{option}_batch"), len(data.train), 2)
-        inputs = changed(data.example(), partial(torch.repeat_interleave, repeats=size, dim=0))
-        problem = untrainable(model, to_device(inputs, device_of(model))) if steps else ""
-        if problem and size == 1:
-            raise DataError(
-                f"a batch of one example can't be trained on: {problem}; raise --{option}-batch, or give more training "
-                "examples"
-            )
-        if problem:
-            raise DataError(
-                f"nothing can be fine-tuned: {problem}; give finetune=… of your own in Python, or leave recovery out "
-                "by --score-steps 0 --finetune-epochs 0"
-            )
-
-
-def _check_labels(name: str, split: Split) -> None:
-    """Raises a DataError if the first labels are no class numbers nor their shares.
-
-    Accuracy takes class numbers as floats, too. The others are met by the loss.
-    """
-    if not isinstance(split, DatasetSplit):
-        return  # ours are right
-    labels = split.batch(range(min(len(split), FIRST)))[1]
-    if isinstance(labels, tuple | list) and any(isinstance(label, str) for label in labels):
-        raise DataError(
-            f"the `{name}` split's labels are text, as in {labels[0]!r}; give class numbers from 0 on, or "
-            f"{'metric' if name == 'val' else 'finetune'}=… of your own in Python"
-        )
-    if not isinstance(labels, torch.Tensor) or labels.is_complex():
-        return  # accuracy, or the loss, knows what to say of them
-    if labels.is_floating_point() and labels.dim() > 1 and (name == "val" or _shares(labels)):
-        return
-    whole = bool((labels == labels.round()).all()) if labels.is_floating_point() else True
-    trained = labels.is_floating_point() or bool(((labels < 0) & (labels != IGNORED)).any())
-    if not whole or (name == "train" and trained):
-        raise DataError(
-            f"the `{name}` split's labels are {labels.dtype}, as in {labels.flatten()[:3].tolist()}; they must be "
-            f"class numbers from 0 on, or give {'metric' if name == 'val' else 'finetune'}=… of your own in Python"
-        )
-
-
-def _shares(labels: torch.Tensor) -> bool:
-    """Whether floats `(N, classes, ...)` are shares of classes, as after label smoothing or mixup."""
-    sums = labels.float().sum(1)
-    return labels.shape[1] > 1 and bool((labels >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=0.01)
 
 
 def read_data(settings: Settings, data: Any = None) -> Data:

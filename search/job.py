@@ -23,12 +23,13 @@ from amc.errors import AmcError, Interrupted, ModelError, SearchFailed, UsageErr
 from amc.evaluate import Metric, Tune, out_of_memory
 from amc.seeding import threads
 from amc.userfile import describe
-from search.compose import Setup, check_training, with_objects
+from search.compose import Setup, with_objects
 from search.conclude import Result, conclude, finished_result, report
 from search.display import Display
 from search.finish import SETTLED, accuracies, finetune_steps, finish
 from search.finished import RunResult, read_document
 from search.numbers import metric_name
+from search.recovery import check_training
 from search.rounds import search_to_budget
 from search.run_directory import REPORT, RESULT, check_free, check_resumable, default_path, owned
 from search.run_sensitivity import write_sensitivity

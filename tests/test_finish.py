@@ -17,7 +17,7 @@ from amc.data import Data
 from amc.errors import DataError, SearchFailed, UsageError
 from amc.finetune import rounded_to
 from benchmarks.faults.tiny import net
-from search.compose import check_recovery
+from search.recovery import check_recovery
 from search.settings import Settings
 from tests.test_display import OWN
 
