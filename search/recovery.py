@@ -47,10 +47,13 @@ def check_training(settings: Settings, model: nn.Module, data: Data) -> None:
     """Raises a DataError where the model can't be trained on examples alone, or not in batches as small as asked."""
     if data.train is None:
         return
+    sizes: dict[int, str] = {}
     for option, steps in (("score", settings.score_steps), ("finetune", settings.finetune_epochs)):
-        size = min(getattr(settings, f"{option}_batch"), len(data.train), 2)
+        if steps:
+            sizes.setdefault(min(getattr(settings, f"{option}_batch"), len(data.train), 2), option)
+    for size, option in sizes.items():
         inputs = changed(data.example(), partial(torch.repeat_interleave, repeats=size, dim=0))
-        problem = untrainable(model, to_device(inputs, device_of(model))) if steps else ""
+        problem = untrainable(model, to_device(inputs, device_of(model)))
         if problem and size == 1:
             raise DataError(
                 f"a batch of one example can't be trained on: {problem}; raise --{option}-batch, or give more training "
