@@ -74,8 +74,12 @@ PRECISIONS: dict[str, tuple[str, str]] = {
     "bfloat16": ("convolutions and matrix products in bfloat16, weights and all else in float32", "torch:bfloat16"),
 }
 
+SOFT = "soft_accuracy"
+ALONE = (SOFT, "accuracy")
+"""Rewards that are the score alone; they need none between 0 and 1."""
 REWARDS: dict[str, tuple[str, str]] = {
-    "accuracy": ("accuracy alone: the budget is a hard limit", "amc.reward:accuracy"),
+    SOFT: ("mean probability of the right class: accuracy without its steps", "amc.reward:alone"),
+    "accuracy": ("accuracy alone: the budget is a hard limit", "amc.reward:alone"),
     "amc_flops": ("-error * log(FLOPs), AMC (He et al. 2018)", "amc.reward:amc_flops"),
     "amc_params": ("-error * log(parameters), AMC (He et al. 2018)", "amc.reward:amc_params"),
     "amc_latency": ("-error * log(latency in us), AMC's form with measured latency", "amc.reward:amc_latency"),

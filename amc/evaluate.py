@@ -25,7 +25,7 @@ from amc.finetune import IGNORED, Batch, Split, draw, train
 from amc.forward import call, device_of, logits, to_device
 from amc.groups import Structure
 from amc.layout import arranged
-from amc.problem import WidthsByName
+from amc.problem import WidthsByName, Worth
 from amc.reconstruct import gather, refit
 from amc.seeding import seeded
 from amc.slim import slim
@@ -48,6 +48,7 @@ class ScoreSettings:
     images: of the search split that are scored, the first ones of a shuffled order; 0 scores all.
     calibration: training images that recalibrate batch norm; 0 leaves it as it is.
     reconstruct: refits the layers that read pruned channels by least squares first, on those images.
+    soft: the score is the mean probability of the right class; else it is the accuracy.
     """
 
     steps: int = 30
@@ -58,10 +59,11 @@ class ScoreSettings:
     images: int = 2000
     calibration: int = 512
     reconstruct: bool = False
+    soft: bool = True
 
 
 class Evaluator:
-    """Scores policies of one dense model: widths by group name -> accuracy in [0, 1] (or the metric).
+    """Scores policies of one dense model: widths by group name -> accuracy in [0, 1] (or the metric), and score.
 
     model: dense, on the device where candidates are trained; it is not changed.
     order: each group's units, best first (`amc.importance.rank`).
@@ -103,13 +105,13 @@ class Evaluator:
             self._scored = in_memory(val_split, s.images or len(val_split), device, batch=500, seed=seed)
 
     @torch.inference_mode(False)  # whatever the caller's mode is: candidates are trained
-    def __call__(self, widths: WidthsByName) -> float:
-        """The score of one policy, the same each time. Where memory runs out, batches are halved, up to three times."""
+    def __call__(self, widths: WidthsByName) -> Worth:
+        """What a policy is worth, the same each time. Where memory runs out, batches are halved, up to three times."""
         with seeded(self._seed, "evaluate"):
             return patiently(partial(self._score, widths))
 
-    def _score(self, widths: WidthsByName, parts: int) -> float:
-        """The score, with every batch in so many parts; each is a step of its own."""
+    def _score(self, widths: WidthsByName, parts: int) -> Worth:
+        """Its worth, with every batch in so many parts; each is a step of its own."""
         training = split(self._training, parts)
         steps = self.settings.steps if self.tune else len(training)
         return self._worth(self.candidate(widths), training, steps, "quick fine-tune", parts)
@@ -119,7 +121,7 @@ class Evaluator:
         """Whether there is something to fine-tune on."""
         return self._train_split is not None
 
-    def recovered(self, widths: WidthsByName, steps: int) -> float:
+    def recovered(self, widths: WidthsByName, steps: int) -> Worth:
         """What the policy is worth on the images of the score after a fine-tune of `steps` steps.
 
         Where memory runs out, as of the score: more steps of smaller batches.
@@ -128,7 +130,7 @@ class Evaluator:
             Diverged: the loss became NaN or infinite.
         """
 
-        def tried(parts: int) -> float:
+        def tried(parts: int) -> Worth:
             assert self._train_split is not None
             batch, augment = part_of(self.settings.batch, parts), self._augment
             smaller = steps if self.tune else steps * parts
@@ -138,7 +140,7 @@ class Evaluator:
         with seeded(self._seed, "evaluate"):
             return patiently(tried)
 
-    def _worth(self, candidate: nn.Module, batches: Iterable[Batch], steps: int, rung: str, parts: int = 1) -> float:
+    def _worth(self, candidate: nn.Module, batches: Iterable[Batch], steps: int, rung: str, parts: int = 1) -> Worth:
         """What a candidate is worth after so many steps on `batches`, or of the user's own, and recalibrated."""
         s = self.settings
         if self.tune is None:
@@ -156,19 +158,20 @@ class Evaluator:
             self.tune(candidate, steps)
         self.watch("batch norm, then scoring", 1, 1)
         recalibrate(candidate, split(self._calibration, parts))
-        return self.metric(candidate, parts)
+        return self.grade(candidate, parts)
 
-    def metric(self, model: nn.Module, parts: int = 1) -> float:
-        """A model's worth as it is: the metric, or the accuracy on the images that are scored.
+    def grade(self, model: nn.Module, parts: int = 1) -> Worth:
+        """A model's worth as it is: by the metric, or on the images that are scored.
 
         Raises:
             UsageError: the metric is no number.
         """
         if self._metric is None:
-            return accuracy(model, split(self._scored, parts))
+            found = grade(model, split(self._scored, parts))
+            return found if self.settings.soft else Worth.of(found.accuracy)
         worth: Any = self._metric(model)
         try:
-            return float(worth)  # of a tensor or one of NumPy's, too
+            return Worth.of(float(worth))  # of a tensor or one of NumPy's, too
         except (TypeError, ValueError, RuntimeError):
             raise UsageError(f"the metric gave {type(worth).__name__} {worth!r}; it must be a number") from None
 
@@ -256,21 +259,40 @@ def batches_of(split: Split, batch: int = 500) -> Iterable[Batch]:
 
 
 def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
-    """Top-1 accuracy in [0, 1] over the labels of `batches` that count; classes are the axis after the batch."""
-    device, right, count = device_of(model), 0, 0
+    """Top-1 accuracy in [0, 1], as of `grade`."""
+    return grade(model, batches).accuracy
+
+
+def grade(model: nn.Module, batches: Iterable[Batch]) -> Worth:
+    """Top-1 accuracy and the mean probability of the right class, both in [0, 1], over the labels that count.
+
+    Classes are the axis after the batch. The probability changes with every image, the accuracy only with those whose
+    predicted class changes; so it tells policies apart by fewer images (`docs/benchmarks.md`).
+    """
+    device, right, probable, count = device_of(model), 0, 0.0, 0
     model.eval()
     with torch.inference_mode():
         for inputs, labels in batches:
             labels = to_device(labels, device)
-            found = logits(call(model, to_device(inputs, device))).argmax(1)
-            if found.shape != labels.shape:
+            found = logits(call(model, to_device(inputs, device)))
+            guessed = found.argmax(1)
+            if guessed.shape != labels.shape:
                 raise DataError(
-                    f"labels of shape {tuple(labels.shape)} don't fit predictions of shape {tuple(found.shape)}; "
+                    f"labels of shape {tuple(labels.shape)} don't fit predictions of shape {tuple(guessed.shape)}; "
                     "give class numbers, one for each prediction, or a metric of your own (metric=… in Python)"
                 )
             counted = labels.long() != IGNORED  # of bytes, -100 is 156
-            right, count = right + int(((found == labels) & counted).sum()), count + int(counted.sum())
-    return right / count if count else float("nan")
+            right, count = right + int(((guessed == labels) & counted).sum()), count + int(counted.sum())
+            probable += float((_probability(found, labels.long()) * counted).sum())
+    return Worth(right / count, probable / count) if count else Worth.of(float("nan"))
+
+
+def _probability(found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`(N, ...)` of each label, by logits `(N, classes, ...)`; 0 of a label that is no class, or where they are NaN."""
+    classes = found.shape[1]
+    at = labels.clamp(0, classes - 1)
+    probability = found.float().softmax(1).gather(1, at.unsqueeze(1)).squeeze(1)
+    return probability.nan_to_num(0.0) * (at == labels)
 
 
 def recalibrate(model: nn.Module, batches: Sequence[Batch]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,26 +18,47 @@ from amc.cost import Cost, spent
 from amc.errors import ModelError, PolicyError
 from amc.groups import Group
 from amc.registry import suggest
-from amc.reward import Reward
-from amc.reward import accuracy as accuracy_reward
+from amc.reward import Reward, alone
 
 WidthsByName = Mapping[str, int]
+
+
+class Worth(NamedTuple):
+    """What the evaluation of a policy finds.
+
+    accuracy: in [0, 1] (or the user's metric, higher is better).
+    score: what rewards count, higher is better: the accuracy, or what tells policies apart with less noise.
+    """
+
+    accuracy: float
+    score: float
+
+    @classmethod
+    def of(cls, found: float | Worth) -> Worth:
+        """What was found, where a single number is both."""
+        return cls(*map(float, found if isinstance(found, Worth) else (found, found)))
 
 
 @dataclass(frozen=True)
 class Outcome:
     """One scored policy.
 
-    accuracy: in [0, 1] (or the user's metric, higher is better).
+    accuracy, score: see `Worth`.
     costs: every cost of the policy, by name, in its own unit.
     reward: what the search maximizes.
     widths: the policy, group -> kept channels.
     """
 
     accuracy: float
+    score: float
     costs: Mapping[str, float]
     reward: float
     widths: WidthsByName = field(repr=False, default_factory=dict)
+
+    @property
+    def worth(self) -> Worth:
+        """What its evaluation found."""
+        return Worth(self.accuracy, self.score)
 
 
 class Problem:
@@ -45,11 +66,11 @@ class Problem:
 
     groups: in forward order; a policy gives each a width out of `group.widths`.
     budget: limits that every proposal keeps; `Budget(groups, ())` limits nothing.
-    evaluate: widths by group name -> accuracy, higher is better. It is called once for each different policy. It may
-        raise an `ArithmeticError` for a policy that can't be scored (a diverged fine-tune); NaN and infinity count as
-        such.
+    evaluate: widths by group name -> accuracy, higher is better, or a `Worth`. It is called once for each different
+        policy. It may raise an `ArithmeticError` for a policy that can't be scored (a diverged fine-tune); NaN and
+        infinity count as such.
     costs: reported with every outcome, by name; those of the budget are added.
-    reward: (accuracy, costs, budget) -> the number to maximize; accuracy alone unless given.
+    reward: (score, costs, budget) -> the number to maximize; the score alone unless given.
 
     Whatever else the parts need (a dense model, images, a device) they hold themselves; a copy of a problem is the same
     problem (`copy.deepcopy` returns it), since Gymnasium copies the arguments of an environment.
@@ -59,10 +80,10 @@ class Problem:
         self,
         groups: Sequence[Group],
         budget: Budget,
-        evaluate: Callable[[WidthsByName], float],
+        evaluate: Callable[[WidthsByName], float | Worth],
         *,
         costs: Mapping[str, Cost] | None = None,
-        reward: Reward = accuracy_reward,
+        reward: Reward = alone,
     ) -> None:
         if not groups:
             raise ModelError("there is nothing to search: the problem has no groups")
@@ -93,23 +114,24 @@ class Problem:
             self._known[widths] = self.outcome(widths, self._evaluate(self.named(widths)))
         return self._known[widths]
 
-    def outcome(self, policy: Any, accuracy: float) -> Outcome:
-        """What a policy is worth whose accuracy was found elsewhere: in another process, say.
+    def outcome(self, policy: Any, found: float | Worth) -> Outcome:
+        """The outcome of a policy whose worth was found elsewhere: in another process, say.
 
         Raises:
-            ArithmeticError: the accuracy, or the reward that it makes, is not a finite number.
+            ArithmeticError: what was found, or the reward that it makes, is not a finite number.
         """
-        accuracy = float(accuracy)
-        if not math.isfinite(accuracy):
-            raise ArithmeticError(f"the evaluation gave {accuracy}, which is not a finite number")
-        outcome = self._outcome(self.widths(policy), accuracy)
+        worth = Worth.of(found)
+        for number in worth:
+            if not math.isfinite(number):
+                raise ArithmeticError(f"the evaluation gave {number}, which is not a finite number")
+        outcome = self._outcome(self.widths(policy), worth)
         if not math.isfinite(outcome.reward):
             raise ArithmeticError(f"the reward is {outcome.reward}, which is not a finite number")
         return outcome
 
-    def _outcome(self, widths: tuple[int, ...], accuracy: float) -> Outcome:
+    def _outcome(self, widths: tuple[int, ...], worth: Worth) -> Outcome:
         costs = spent(self.costs, widths)
-        return Outcome(accuracy, costs, self.reward(accuracy, costs, self.budget), self.named(widths))
+        return Outcome(*worth, costs, self.reward(worth.score, costs, self.budget), self.named(widths))
 
     def admit(self, widths: Sequence[float]) -> tuple[int, ...]:
         """The policy that stands for a proposal of widths in the groups' order, whatever they are.
@@ -120,8 +142,8 @@ class Problem:
 
     @property
     def spends(self) -> bool:
-        """Whether policies use the budget up: where the reward counts accuracy alone, what is unspent buys nothing."""
-        return self.reward is accuracy_reward
+        """Whether policies use the budget up: where the reward is the score alone, what is unspent buys nothing."""
+        return self.reward is alone
 
     @property
     def revised(self) -> bool:
@@ -129,10 +151,10 @@ class Problem:
         return not self.spends and any(limit.cost.name == "latency" for limit in self.budget.limits)
 
     def under(self, budget: Budget, costs: Mapping[str, Cost]) -> Problem:
-        """The same problem under another budget and other costs; accuracies that are known stay known."""
+        """The same problem under another budget and other costs; what policies are worth stays known."""
         other = Problem(self.groups, budget, self._evaluate, costs=costs, reward=self.reward)
         for widths, known in self._known.items():
-            other._known[widths] = other._outcome(widths, known.accuracy)
+            other._known[widths] = other._outcome(widths, known.worth)
         return other
 
     def remember(self, outcome: Outcome) -> None:

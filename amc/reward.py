@@ -1,7 +1,9 @@
-"""Rewards: one number to maximize, from a policy's accuracy and costs.
+"""Rewards: one number to maximize, from a policy's score and costs.
 
-With a hard budget accuracy alone is enough. AMC's `-error * log(FLOPs)` (He et al., ECCV 2018, section 3.4) and
-MnasNet's `accuracy * (latency / limit)^w` (Tan et al., CVPR 2019, equation 2) trade accuracy for a cost as well.
+With a hard budget the score alone is enough: the mean probability of the right class (`soft_accuracy`, see
+`amc.evaluate.grade`), or the accuracy, as for all other rewards. AMC's `-error * log(FLOPs)` (He et al., ECCV 2018,
+section 3.4) and MnasNet's `accuracy * (latency / limit)^w` (Tan et al., CVPR 2019, equation 2) trade accuracy for a
+cost as well.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ MNASNET_EXPONENT = -0.07
 NEEDS_LATENCY = frozenset({"amc_latency", "accuracy_latency"})
 
 
-def accuracy(accuracy: float, costs: Mapping[str, float], budget: Budget) -> float:
-    """Accuracy alone."""
-    return accuracy
+def alone(score: float, costs: Mapping[str, float], budget: Budget) -> float:
+    """The score alone."""
+    return score
 
 
 def amc_flops(accuracy: float, costs: Mapping[str, float], budget: Budget) -> float:

@@ -58,7 +58,7 @@ def main() -> None:
 
             def bare(model: torch.nn.Module = model) -> None:
                 evaluator.recalibrate(model)  # noqa: B023
-                evaluator.metric(model)  # noqa: B023
+                evaluator.grade(model)  # noqa: B023
 
             def trial(widths: dict[str, int] = widths) -> None:
                 evaluator(widths)  # noqa: B023

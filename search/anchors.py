@@ -90,6 +90,7 @@ def trust(anchors: Sequence[Anchor]) -> float | None:
 class _Kept(BaseModel):
     """One anchor as stored. seconds: that the search waited for it; evaluation_seconds: that it took a worker.
 
+    accuracy, reached: after its fine-tune, and as the search scores (the first versions had the accuracy alone).
     score: smoothed, once the search has ended.
     """
 
@@ -97,9 +98,14 @@ class _Kept(BaseModel):
     widths: dict[str, int]
     steps: Annotated[int, Field(ge=1)]
     accuracy: float
+    reached: float | None = None
     seconds: Annotated[float, Field(ge=0)]
     evaluation_seconds: Annotated[float, Field(ge=0)] | None = None
     score: float | None = None
+
+
+def _reached(kept: _Kept) -> float:
+    return kept.accuracy if kept.reached is None else kept.reached
 
 
 def _busy(kept: _Kept) -> float:
@@ -153,10 +159,10 @@ def _read(directory: RunDirectory) -> _File:
         return _File()
 
 
-def _rewards(problem: Problem, scored: Sequence[Outcome], accuracies: np.ndarray) -> np.ndarray:
-    """`(policies,)` rewards, were these their accuracies."""
-    pairs = zip(accuracies, scored, strict=True)
-    return np.array([problem.reward(float(accuracy), one.costs, problem.budget) for accuracy, one in pairs])
+def _rewards(problem: Problem, scored: Sequence[Outcome], scores: np.ndarray) -> np.ndarray:
+    """`(policies,)` rewards, were these their scores."""
+    pairs = zip(scores, scored, strict=True)
+    return np.array([problem.reward(float(score), one.costs, problem.budget) for score, one in pairs])
 
 
 class Chooser:
@@ -217,7 +223,7 @@ class Chooser:
     def worth(self, problem: Problem, scored: list[Scored]) -> list[Scored]:
         """Policies that the problem knows, with the rewards that the anchors so far let one expect of them."""
         known = {one.widths: problem.evaluate(one.widths) for one in scored}
-        expected = self._expected(problem, known, np.array([one.accuracy for one in known.values()]))
+        expected = self._expected(problem, known, np.array([one.score for one in known.values()]))
         rewards = dict(zip(known, expected.tolist(), strict=True))
         return [one._replace(reward=rewards[one.widths]) for one in scored]
 
@@ -325,8 +331,12 @@ class Chooser:
 
     def _anchors(self, problem: Problem, known: Mapping[Widths, Outcome]) -> list[Anchor]:
         """Those of the known policies that were fine-tuned; of two fine-tunes, the run's own counts."""
-        tuned = {problem.widths(kept.widths): kept.accuracy for kept in reversed(self._tuned(self.steps))}
-        return [Anchor(widths, known[widths].accuracy, tuned[widths]) for widths in known if widths in tuned]
+        tuned = {problem.widths(kept.widths): kept for kept in reversed(self._tuned(self.steps))}
+        return [
+            Anchor(widths, known[widths].score, _reached(tuned[widths]), tuned[widths].accuracy)
+            for widths in known
+            if widths in tuned
+        ]
 
     def _expected(self, problem: Problem, known: Mapping[Widths, Outcome], scores: np.ndarray) -> np.ndarray:
         """`(policies,)` rewards that the anchors let one expect of known policies."""
@@ -338,13 +348,15 @@ class Chooser:
 
     def _keep(self, widths: Mapping[str, int], steps: int, score: Score, since: float) -> None:
         """Keeps an anchor at once, with the time since the one before."""
-        if not math.isfinite(score.accuracy):
-            raise Diverged(f"its accuracy is {score.accuracy}")
+        accuracy, reached = score.worth
+        if not math.isfinite(accuracy):
+            raise Diverged(f"its accuracy is {accuracy}")
         self._kept.append(
             _Kept(
                 widths=dict(widths),
                 steps=steps,
-                accuracy=score.accuracy,
+                accuracy=accuracy,
+                reached=reached,
                 seconds=time.perf_counter() - since,
                 evaluation_seconds=score.seconds,
             )
@@ -368,8 +380,8 @@ class Chooser:
             if not alike:
                 continue
             params = [float(problem.costs["params"](problem.widths(kept.widths))) for kept in alike]
-            scores, accuracies = [kept.score for kept in alike], [kept.accuracy for kept in alike]
-            found.append(Lessons(np.array(scores), np.array(params), np.array(accuracies)))
+            scores, reached = [kept.score for kept in alike], [_reached(kept) for kept in alike]
+            found.append(Lessons(np.array(scores), np.array(params), np.array(reached)))
         return found
 
     def _write(self) -> None:

@@ -1,4 +1,4 @@
-"""What anchors teach: accuracy after a longer fine-tune, regressed on the score and on the parameters that are kept.
+"""What anchors teach: what a longer fine-tune reaches, regressed on the score and on the parameters that are kept.
 
 Capacity is worth much after a long fine-tune on some networks and nothing on others, so its weight follows the anchors.
 """
@@ -19,27 +19,32 @@ On the published ResNet-20 policies, in a regression of the accuracy after 780 s
 worth 0.41. In one on those of ResNet-56 they are worth 0.39 (`docs/benchmarks.md`).
 """
 OWN = 0.5
-"""The part of what the regression leaves of an anchor's accuracy that is its policy's own; the rest is luck."""
+"""The part of what the regression leaves of what an anchor reached that is its policy's own; the rest is luck."""
 NOISES = (0.1, 0.3, 1.0)
-"""Of an anchor's accuracy, in the same unit; the evidence chooses."""
+"""Of what an anchor reached, in the same unit; the evidence chooses."""
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """A policy that was both scored and fine-tuned for longer, on the same images."""
+    """A policy that was both scored and fine-tuned for longer, on the same images.
+
+    score, reached: as the search scores, after the steps of a score and of a longer fine-tune. accuracy: after the
+    latter.
+    """
 
     widths: Widths
     score: float
+    reached: float
     accuracy: float
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """What another search's anchors were: `(anchors,)` smoothed scores, parameters and accuracies."""
+    """What another search's anchors were: `(anchors,)` smoothed scores, parameters and what they reached."""
 
     scores: np.ndarray
     params: np.ndarray
-    accuracies: np.ndarray
+    reached: np.ndarray
 
 
 def calibrated(
@@ -49,7 +54,7 @@ def calibrated(
     anchors: Sequence[Anchor],
     shared: Sequence[Lessons] = (),
 ) -> np.ndarray:
-    """`(policies,)` expected accuracies after the anchors' fine-tune: Bayesian linear regression on the anchors.
+    """`(policies,)` scores that one may expect after the anchors' fine-tune: Bayesian linear regression on the anchors.
 
     scores, params: `(policies,)`, smoothed or not. anchors: some of the policies, at least one. shared: the anchors of
     other searches for the same network; each search has an intercept of its own.
@@ -59,8 +64,8 @@ def calibrated(
     features = np.stack([(scores - scores.mean()) / unit, (params - params.mean()) / span], axis=1)
     place = {widths: i for i, widths in enumerate(policies)}
     seen = features[[place[anchor.widths] for anchor in anchors]]
-    accuracies = np.array([anchor.accuracy for anchor in anchors]) / unit
-    x, residual = seen - seen.mean(axis=0), accuracies - accuracies.mean()
+    reached = np.array([anchor.reached for anchor in anchors]) / unit
+    x, residual = seen - seen.mean(axis=0), reached - reached.mean()
     others = [_centred(lessons, unit, span) for lessons in shared]
     every_x = np.concatenate([x, *(other_x for other_x, _ in others)])
     every_residual = np.concatenate([residual, *(other for _, other in others)]) - every_x @ PRIOR
@@ -70,13 +75,13 @@ def calibrated(
     expected = (features - seen.mean(axis=0)) @ weights
     for anchor, left in zip(anchors, residual - x @ weights, strict=True):
         expected[place[anchor.widths]] += OWN * left
-    return np.asarray(unit * (accuracies.mean() + expected))
+    return np.asarray(unit * (reached.mean() + expected))
 
 
 def _centred(lessons: Lessons, unit: float, span: float) -> tuple[np.ndarray, np.ndarray]:
-    """`(anchors, 2)` features and `(anchors,)` accuracies about their means, in the units of the search at hand."""
+    """`(anchors, 2)` features and `(anchors,)` scores reached, about their means, in this search's units."""
     x = np.stack([lessons.scores / unit, np.log(lessons.params) / span], axis=1)
-    return x - x.mean(axis=0), (lessons.accuracies - lessons.accuracies.mean()) / unit
+    return x - x.mean(axis=0), (lessons.reached - lessons.reached.mean()) / unit
 
 
 def _posterior(x: np.ndarray, y: np.ndarray, noise: float) -> tuple[float, np.ndarray]:

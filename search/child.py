@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from amc.catalog import ALONE
+from amc.problem import Worth
 from amc.seeding import seeded
 from search.executor import EvaluationFailed, scored
 from search.settings import Settings, settings_from
@@ -27,7 +29,7 @@ _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from search.c
 
 
 class Isolated:
-    """Scores policies in a child process: widths by group name -> accuracy.
+    """Scores policies in a child process: widths by group name -> what they are worth.
 
     timeout: seconds that a score may take, the child's start aside, and a longer fine-tune in proportion to its steps;
         None: as long as it takes.
@@ -47,8 +49,8 @@ class Isolated:
         self._environment = dict(environment or {})
         self._child: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, widths: Mapping[str, int], steps: int | None = None) -> float:
-        """The score of one policy, or its accuracy after a fine-tune of so many steps.
+    def __call__(self, widths: Mapping[str, int], steps: int | None = None) -> Worth:
+        """What one policy is worth as scored, or after a fine-tune of so many steps.
 
         Raises:
             EvaluationFailed: the child failed, died or was killed for being late; the message says which.
@@ -57,7 +59,7 @@ class Isolated:
         longer = 1.0 if steps is None else max(steps / max(self._settings.score_steps, 1), 1.0)
         timeout = None if self._timeout is None else longer * self._timeout
         answer = self._ask({"widths": dict(widths), "steps": steps}, timeout)
-        return float(answer["accuracy"])
+        return Worth(*map(float, answer["worth"]))
 
     def kill(self) -> None:
         """Kills the child, whatever it does; whoever waits for its answer is told."""
@@ -128,7 +130,8 @@ class Isolated:
 def settings_of_worker(settings: Settings) -> Settings:
     """What a worker builds its problem from: it scores, and knows of no budget, no device and no other workers."""
     alone = replace(settings, isolate=False, trial_timeout=None, workers=1)
-    return replace(alone, budget=(), reward="accuracy", device="local", latency_providers=("cpu",))
+    reward = settings.reward if settings.reward in ALONE else "accuracy"
+    return replace(alone, budget=(), reward=reward, device="local", latency_providers=("cpu",))
 
 
 def _fate(status: int) -> str:
@@ -179,8 +182,8 @@ def serve() -> None:
         asked = question()
         try:
             with seeded(settings.seed, "evaluate"):
-                accuracy = scored(setup.evaluator, asked["widths"], asked["steps"])
+                worth = scored(setup.evaluator, asked["widths"], asked["steps"])
         except Exception as error:
             answer(error=f"{type(error).__name__}: {error}")
         else:
-            answer(accuracy=accuracy)
+            answer(worth=worth)

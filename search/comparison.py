@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from search.finished import FinishedRun, ModelFigures, read_run
-from search.numbers import NAMES
+from search.numbers import NAMES, maximized
 from search.report import dense_id, write_page
 
 
@@ -99,7 +99,7 @@ def write_comparison(found: Comparison, page: Path) -> None:
     searched = {name: run.trials for name, run in found.runs.items() if run.trials}
     rewards = {run.result.settings.get("reward", "accuracy") for run in found.runs.values()}
     if searched and len(rewards) == 1:
-        what = found.metric if rewards == {"accuracy"} else "reward"
+        what = maximized(rewards.pop(), found.metric)
         charts += [figures.convergence(searched, by, what) for by in ("trial", "minute")]
     notes = [note for run in found.runs.values() for note in run.notes]
     values = {"title": f"{len(found.runs)} runs compared", "found": found, "charts": charts, "notes": notes}

@@ -16,7 +16,7 @@ from torch import nn
 import envs  # noqa: F401  (registers the environment; and a user's own `envs` beside a FILE.py comes too late)
 import latency  # noqa: F401  (likewise)
 from amc.budget import Budget, parse_budget
-from amc.catalog import MODELS, PRECISIONS, REWARDS
+from amc.catalog import MODELS, PRECISIONS, REWARDS, SOFT
 from amc.cost import Cost, analytic
 from amc.coupling import trace
 from amc.data import Data, load_data
@@ -29,7 +29,7 @@ from amc.importance import rank
 from amc.layout import fast_layout
 from amc.models import Inputs, Loaded, load_model
 from amc.pretrain import RECIPES, is_cached, pretrained
-from amc.problem import Problem
+from amc.problem import Problem, Worth
 from amc.registry import resolve
 from amc.reward import NEEDS_LATENCY
 from amc.seeding import threads
@@ -97,7 +97,7 @@ def build(
     return Problem(made.groups, made.budget, evaluate, costs=made.costs, reward=made.reward)
 
 
-def _evaluate(evaluator: Evaluator, number: int, widths: Mapping[str, int]) -> float:
+def _evaluate(evaluator: Evaluator, number: int, widths: Mapping[str, int]) -> Worth:
     with threads(number):
         return evaluator(widths)
 
@@ -255,6 +255,7 @@ def score_settings(settings: Settings) -> ScoreSettings:
         images=settings.score_images,
         calibration=settings.calibration_images,
         reconstruct=settings.reconstruct,
+        soft=settings.reward == SOFT and not settings.pareto,
     )
 
 

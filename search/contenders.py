@@ -29,7 +29,7 @@ def policies(problem: Problem, study: optuna.Study) -> list[Outcome]:
 
 def smoothed(problem: Problem, scored: Sequence[Outcome]) -> np.ndarray:
     """`(policies,)` scores without their noise, as far as a Gaussian process over all of them can tell it."""
-    seen = [Scored(i, problem.widths(one.widths), one.accuracy) for i, one in enumerate(scored)]
+    seen = [Scored(i, problem.widths(one.widths), one.score) for i, one in enumerate(scored)]
     if len(seen) < FEWEST:
         return np.array([one.reward for one in seen])
     surrogate, asked = Surrogate(problem, seen), [one.widths for one in seen]

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from amc.problem import Problem
+from amc.problem import Problem, Worth
 from amc.seeding import seeded
 
 if TYPE_CHECKING:
@@ -44,19 +44,19 @@ class WorkerLost(Exception):
 
 
 class Score(NamedTuple):
-    """An accuracy, and the seconds that it took."""
+    """What a policy is worth, and the seconds that it took to find out."""
 
-    accuracy: float
+    worth: Worth
     seconds: float
 
 
-def timed(work: Callable[[], float]) -> Score:
+def timed(work: Callable[[], float | Worth]) -> Score:
     """What a piece of work gives, and how long it takes."""
     start = time.perf_counter()
-    return Score(float(work()), time.perf_counter() - start)
+    return Score(Worth.of(work()), time.perf_counter() - start)
 
 
-def done(work: Callable[[], float]) -> Future[Score]:
+def done(work: Callable[[], float | Worth]) -> Future[Score]:
     """A piece of work that is done here and now."""
     future: Future[Score] = Future()
     try:
@@ -66,9 +66,9 @@ def done(work: Callable[[], float]) -> Future[Score]:
     return future
 
 
-def scored(evaluator: Evaluator, widths: Mapping[str, int], steps: int | None) -> float:
+def scored(evaluator: Evaluator, widths: Mapping[str, int], steps: int | None) -> Worth:
     """What a worker answers."""
-    return float(evaluator(widths) if steps is None else evaluator.recovered(widths, steps))
+    return evaluator(widths) if steps is None else evaluator.recovered(widths, steps)
 
 
 class Executor(Protocol):
@@ -77,7 +77,7 @@ class Executor(Protocol):
     workers: int
 
     def submit(self, widths: Mapping[str, int], steps: int | None = None) -> Future[Score]:
-        """The score that is to come, or the accuracy after a fine-tune of `steps`; it raises what went wrong."""
+        """The score that is to come, or that after a fine-tune of `steps`; it raises what went wrong."""
         ...
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class Here:
         """A score that is there. A problem can't be asked for more than scores."""
         assert steps is None
         with seeded(self._seed, "evaluate"):
-            return done(lambda: self._problem.evaluate(widths).accuracy)
+            return done(lambda: self._problem.evaluate(widths).worth)
 
     def close(self) -> None:
         """Nothing."""
@@ -110,8 +110,8 @@ class Worker(Protocol):
         """Makes it ready to score, unless it is."""
         ...
 
-    def __call__(self, widths: Mapping[str, int], steps: int | None) -> float:
-        """The score, or the accuracy after so many steps; whatever it raises but `WorkerLost` costs the policy."""
+    def __call__(self, widths: Mapping[str, int], steps: int | None) -> Worth:
+        """What it is worth as scored, or after so many steps; whatever it raises but `WorkerLost` costs the policy."""
         ...
 
     def kill(self) -> None:

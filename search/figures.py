@@ -352,7 +352,7 @@ def _cloud(axes: Any, x: Sequence[float], y: Sequence[float]) -> float | None:
 def _scale(what: str, runs: Any) -> int:
     """100 where accuracies are shown, and are shares; a metric of the user's own, or a reward, is shown as it is."""
     shares = all(0 <= trial.accuracy <= 1 for trials in runs for trial in trials)
-    return 100 if what == "accuracy" and shares else 1
+    return 100 if what in ("accuracy", "soft accuracy") and shares else 1
 
 
 def _with_percent(what: str, scale: int) -> str:

@@ -158,7 +158,7 @@ def _finetuned_name(settings: Settings, widths: WidthsByName) -> str:
 def accuracies(setup: Setup, model: nn.Module) -> tuple[float, float | None]:
     """A model's accuracy on the search split (or the metric), and on the split that the search never saw."""
     if setup.metric is not None:
-        return setup.evaluator.metric(model), None
+        return setup.evaluator.grade(model).accuracy, None
     test = setup.data.test
     return accuracy(model, batches_of(setup.data.val)), None if test is None else accuracy(model, batches_of(test))
 

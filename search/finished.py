@@ -293,7 +293,7 @@ def read_trials(path: Path) -> tuple[TrialRecord, ...]:
         count += trial.state in (TrialState.COMPLETE, TrialState.FAIL) and "repeat" not in trial.user_attrs
         stored = {name: value for name, value in trial.user_attrs.items() if _is_number(value)}
         if trial.state == TrialState.COMPLETE and "repeat" not in trial.user_attrs and set(stored) >= NOT_COSTS:
-            costs = {name: float(value) for name, value in stored.items() if name not in NOT_COSTS}
+            costs = {name: float(value) for name, value in stored.items() if name not in {*NOT_COSTS, "score"}}
             figures = (float(stored["accuracy"]), float(stored["reward"]), costs, float(stored["seconds"]), at)
             found.append(TrialRecord(trial.number, count, *figures))
     return tuple(found)

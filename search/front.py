@@ -21,10 +21,11 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from amc.budget import Budget
+from amc.catalog import ALONE
 from amc.errors import UsageError
 from amc.evaluate import kept_units
 from amc.policy import Policy
-from amc.problem import Outcome, Problem
+from amc.problem import Outcome, Problem, Worth
 from search.settings import Settings
 from search.strategies import make_sampler
 from search.strategies.base import Exhausted
@@ -92,9 +93,9 @@ class FrontProblem(Problem):
         if self.widths(outcome.widths) in self.references:
             self._curve[math.log(outcome.costs[self.given.cost.name])] = outcome.accuracy
 
-    def _outcome(self, widths: tuple[int, ...], accuracy: float) -> Outcome:
-        plain = super()._outcome(widths, accuracy)
-        return replace(plain, reward=0.0 if widths in self.references else accuracy - self._uniform(plain.costs))
+    def _outcome(self, widths: tuple[int, ...], worth: Worth) -> Outcome:
+        plain = super()._outcome(widths, worth)
+        return replace(plain, reward=0.0 if widths in self.references else worth.accuracy - self._uniform(plain.costs))
 
     def _uniform(self, costs: Mapping[str, float]) -> float:
         """The accuracy that is to be expected of a uniform policy that costs as much."""
@@ -112,7 +113,7 @@ def front_problem(settings: Settings, problem: Problem) -> FrontProblem | None:
     """
     if not settings.pareto:
         return None
-    if settings.storage is not None or settings.reward != "accuracy":
+    if settings.storage is not None or settings.reward not in ALONE:
         raise UsageError("--pareto has a study and a reward of its own; leave out --storage and --reward")
     return FrontProblem(problem)
 

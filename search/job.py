@@ -17,6 +17,7 @@ import optuna
 import torch
 from torch import nn
 
+from amc.catalog import ALONE
 from amc.data import Data
 from amc.datasets import FolderSplit
 from amc.errors import AmcError, Interrupted, ModelError, SearchFailed, UsageError
@@ -186,7 +187,7 @@ def _dense_accuracies(setup: Setup, display: Display) -> tuple[float, float | No
     dense = _scored(setup)
     if not math.isfinite(dense[0]):
         raise UsageError(f"the dense model's {metric_name(setup.metric)} is {dense[0]}; it must be a number")
-    if setup.settings.reward != "accuracy" and not 0 <= dense[0] <= 1:
+    if setup.settings.reward not in ALONE and not 0 <= dense[0] <= 1:
         raise UsageError(
             f"--reward {setup.settings.reward} is made for metrics from 0 to 1, and the dense model's is {dense[0]:g}; "
             "scale the metric, or leave --reward out"

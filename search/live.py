@@ -20,7 +20,7 @@ from rich.text import Text
 
 from amc.problem import Outcome, Problem
 from search.display import EVERY, Display, Pace
-from search.numbers import duration, metric_name
+from search.numbers import duration, maximized, metric_name
 from search.storage import patiently
 from search.strategies.base import told
 from search.study import outcome_of
@@ -159,7 +159,7 @@ class SearchView:
         bars = self.display.messages.encoding.startswith("utf")
         table.add_column("best trials", justify="right", no_wrap=True)
         table.add_column(self.metric, justify="right", no_wrap=True)
-        for name in ("reward",) if rewarded else ():
+        for name in (maximized(self.settings.reward, self.metric),) if rewarded else ():
             table.add_column(name, justify="right", no_wrap=True)
         for cost in self._shares(self.top[0][1]):
             table.add_column(f"{cost}, of dense", justify="right", no_wrap=True)

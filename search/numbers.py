@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from amc.catalog import SOFT
+
 UNITS = {"flops": "MACs", "params": "", "size": "B", "memory": "B", "latency": "ms"}
 NAMES = {
     "flops": "FLOPs",
@@ -39,6 +41,13 @@ def metric_name(metric: Any) -> str:
         return "accuracy"
     name = getattr(getattr(metric, "func", metric), "__name__", type(metric).__name__)
     return "metric" if name == "<lambda>" else str(name)
+
+
+def maximized(reward: str, metric: str) -> str:
+    """What the search maximizes, in words: what `--reward` names, where a metric of the user's own is both scores."""
+    if reward == "accuracy" or (reward == SOFT and metric != "accuracy"):
+        return metric
+    return "soft accuracy" if reward == SOFT else "reward"
 
 
 def accuracy_text(value: float) -> str:

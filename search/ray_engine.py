@@ -21,6 +21,7 @@ from torch import nn
 
 from amc.errors import UsageError
 from amc.forward import to_device
+from amc.problem import Worth
 from amc.seeding import seeded
 from amc.userfile import PRIVATE
 from search.executor import EvaluationFailed, Pool, WorkerLost, scored
@@ -139,8 +140,8 @@ class Scorer:
     def ready(self) -> None:
         """Returns once the evaluator is unpacked."""
 
-    def score(self, widths: Mapping[str, int], steps: int | None) -> float | str:
-        """The accuracy of a policy, or why it has none."""
+    def score(self, widths: Mapping[str, int], steps: int | None) -> Worth | str:
+        """What a policy is worth, or why that can't be known."""
         try:
             with seeded(self._seed, "evaluate"):
                 return scored(self._evaluator, widths, steps)
@@ -172,7 +173,7 @@ class Crew:
 
 
 class RayWorker:
-    """Scores policies by an actor: widths by group name -> accuracy."""
+    """Scores policies by an actor: widths by group name -> what they are worth."""
 
     def __init__(self, crew: Crew) -> None:
         self._crew = crew
@@ -203,8 +204,8 @@ class RayWorker:
             raise
         self._crew.ready.add(self)
 
-    def __call__(self, widths: Mapping[str, int], steps: int | None = None) -> float:
-        """The score of one policy, or its accuracy after a fine-tune of so many steps.
+    def __call__(self, widths: Mapping[str, int], steps: int | None = None) -> Worth:
+        """What one policy is worth as scored, or after a fine-tune of so many steps.
 
         Raises:
             WorkerLost: its process or its node died. EvaluationFailed: the policy can't be scored, or took too long.
@@ -221,7 +222,7 @@ class RayWorker:
             raise WorkerLost(_short(error)) from None
         if isinstance(answer, str):
             raise EvaluationFailed(answer)
-        return float(answer)
+        return Worth(*answer)
 
     def kill(self) -> None:
         """Ends the actor, whatever it does; whoever waits for its answer is told."""

@@ -23,6 +23,7 @@ from search.numbers import (
     amount,
     difference_text,
     duration,
+    maximized,
     name_of,
     wilson,
     worth_text,
@@ -83,9 +84,8 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
     resolved = run.settings.resolved
     widths = [(name, count) for name, count in run.channels.items() if name in result.best.widths]
     metric = result.search.metric
-    what = "reward" if result.settings.get("reward", "accuracy") != "accuracy" else metric
-    if result.front:
-        what = "gain over uniform"  # see `search.front`
+    # See `search.front`; the first versions knew one reward.
+    what = "gain over uniform" if result.front else maximized(result.settings.get("reward", "accuracy"), metric)
     charts: dict[str, list[figures.Chart]] = {part: [] for part in PARTS}
     charts["layers"] = [chart for kind in ("flops", "ms") if (chart := figures.layer_bars(result.layers, kind))]
     if widths:

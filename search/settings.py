@@ -162,7 +162,7 @@ class Settings:
         parse=truth,
         flag=True,
     )
-    reward: str = option("accuracy", "search", "what is maximized", choices=REWARDS, metavar="NAME")
+    reward: str = option("soft_accuracy", "search", "what is maximized", choices=REWARDS, metavar="NAME")
     seed: int = option(0, "search", "seeds everything", parse=whole(0, 2**32 - 1), metavar="N")
     tensorboard: bool = option(
         False, "search", "also write scalars for TensorBoard, to DIR/tensorboard", parse=truth, flag=True, resume=True

@@ -29,7 +29,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from amc.errors import AmcError, RunError, SearchFailed
-from amc.problem import Outcome, Problem
+from amc.problem import Outcome, Problem, Worth
 from search.executor import Executor, Here, Score
 from search.storage import MOST_ATTEMPTS, Leases, patiently
 from search.strategies.base import Exhausted, search_space, told
@@ -340,8 +340,8 @@ def _once(step: Callable[[], Any]) -> Any:
 def _outcome(problem: Problem, trial: optuna.Trial, score: Future[Score]) -> tuple[Outcome | None, dict[str, Any]]:
     """What a score that may still be on its way makes of a trial; one that can't be scored fails, with its reason."""
     try:
-        accuracy, seconds = score.result()
-        outcome = problem.outcome(trial.params, accuracy)
+        worth, seconds = score.result()
+        outcome = problem.outcome(trial.params, worth)
     except AmcError:
         raise
     except Exception as error:
@@ -356,6 +356,7 @@ def _stored(outcome: Outcome, seconds: float, **more: Any) -> dict[str, Any]:
     return {
         "widths": dict(outcome.widths),
         "accuracy": outcome.accuracy,
+        "score": outcome.score,
         **outcome.costs,
         "reward": outcome.reward,
         "seconds": seconds,
@@ -404,9 +405,11 @@ def outcome_of(problem: Problem, trial: FrozenTrial) -> Outcome:
     if not isinstance(widths, dict) or widths != trial.params:
         raise RunError(f"trial {trial.number} of the study has no widths, or not those of its parameters")
     costs = {name: _number(trial, name) for name in problem.costs}
+    accuracy = _number(trial, "accuracy")
+    worth = Worth(accuracy, _number(trial, "score") if "score" in trial.user_attrs else accuracy)  # new in 2026
     if problem.revised:
-        return problem.outcome(widths, _number(trial, "accuracy"))
-    return Outcome(_number(trial, "accuracy"), costs, _number(trial, "reward"), widths)
+        return problem.outcome(widths, worth)
+    return Outcome(*worth, costs, _number(trial, "reward"), widths)
 
 
 def _number(trial: FrozenTrial, name: str) -> float:

@@ -279,7 +279,7 @@ def test_what_anchors_taught_holds_under_a_corrected_budget(tmp_path: Path) -> N
 
 def test_trust_is_spearmans_correlation_and_nothing_where_nothing_differs() -> None:
     def anchors(*pairs: tuple[float, float]) -> list[Anchor]:
-        return [Anchor((i,), score, accuracy) for i, (score, accuracy) in enumerate(pairs)]
+        return [Anchor((i,), score, accuracy, accuracy) for i, (score, accuracy) in enumerate(pairs)]
 
     assert trust(anchors((0.1, 0.5), (0.2, 0.6), (0.3, 0.9), (0.4, 0.95))) == pytest.approx(1)
     assert trust(anchors((0.1, 0.9), (0.2, 0.8), (0.3, 0.7), (0.4, 0.1))) == pytest.approx(-1)

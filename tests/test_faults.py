@@ -75,7 +75,7 @@ def test_where_memory_runs_out_the_batch_is_halved(setup, monkeypatch, caplog):
         return real(model, batches, **more)
 
     monkeypatch.setattr(evaluate_module, "train", train)
-    assert 0 <= setup.evaluator(middle(setup)) <= 1
+    assert 0 <= setup.evaluator(middle(setup)).accuracy <= 1
     assert sizes == [128, 64, 32]
     assert "out of memory at 1/2 of the batch size" in caplog.text
 
@@ -93,7 +93,7 @@ def test_where_memory_runs_out_anchors_and_the_result_take_smaller_batches_too(s
 
     monkeypatch.setattr(evaluate_module, "train", train)
     monkeypatch.setattr(finetune_module, "train", train)
-    assert 0 <= setup.evaluator.recovered(middle(setup), 3) <= 1
+    assert 0 <= setup.evaluator.recovered(middle(setup), 3).accuracy <= 1
     assert sizes == [(128, 3), (64, 6), (32, 12)]
     sizes.clear()
     slim = recover(setup, "search", middle(setup), tmp_path, Display(quiet=True))

@@ -83,7 +83,7 @@ def test_an_actor_that_dies_has_its_policy_asked_of_another(setup, tmp_path):
         scored = setup.problem.evaluate(widths).accuracy
         ray.kill(worker._actor)  # as a node does that is shut down; it says nothing of it to the pool
         assert pool.submit(widths).result().accuracy == scored
-        assert pool.submit(widths, 2).result().accuracy == setup.evaluator.recovered(widths, 2)
+        assert pool.submit(widths, 2).result().worth == setup.evaluator.recovered(widths, 2)
         with pytest.raises(ArithmeticError, match="KeyError"):
             pool.submit({"nothing": 1}).result()
         worker._crew.timeout = 1e-6
