@@ -67,13 +67,17 @@ def main() -> None:
     for rung in args.rungs:
         evaluator = evaluator_of(setup, RUNGS[rung])
         for name, row in kept["policies"].items():
-            if rung in row["scores"]:
+            if "probability" in row["scores"].get(rung, {}):
                 continue
             start = time.perf_counter()
-            score = evaluator(setup.problem.named(row["widths"]))
-            row["scores"][rung] = {"accuracy": score, "seconds": time.perf_counter() - start}
+            worth = evaluator(setup.problem.named(row["widths"]))
+            row["scores"][rung] = {
+                "accuracy": worth.accuracy,
+                "probability": worth.score,
+                "seconds": time.perf_counter() - start,
+            }
             write_atomic(path, json.dumps(kept, indent=1) + "\n")
-            print(rung, name, score, row["test"], flush=True)
+            print(rung, name, *worth, row["test"], flush=True)
 
 
 def described(setup: Setup, policy: dict[str, Any]) -> dict[str, Any]:
