@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from amc.cost import FunctionCost
-from search.calibration import Anchor, Lessons, calibrated
+from search.calibration import PRIOR, Anchor, Lessons, calibrated
 from tests.synthetic import staged
 
 
@@ -39,7 +39,7 @@ def test_capacity_counts_only_as_far_as_anchors_support_it(worth: float) -> None
 def test_a_single_anchor_leaves_score_and_parameters_worth_what_they_are_elsewhere() -> None:
     """Two policies, a spread of 0.5 on either side of the mean in both: the prior is all that tells them apart."""
     found = calibrated([(1,), (2,)], np.array([0.0, 1.0]), np.array([1.0, math.e]), [Anchor((1,), 0.0, 0.3, 0.3)])
-    assert found == pytest.approx([0.3, 0.3 + 1.0 + 0.41])
+    assert found == pytest.approx([0.3, 0.3 + 1.0 + PRIOR[1]])
 
 
 def test_half_of_what_the_regression_leaves_is_an_anchors_own() -> None:

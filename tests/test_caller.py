@@ -84,3 +84,11 @@ def test_a_run_logs_to_its_file_and_shows_the_callers_handlers_no_more_than_befo
     assert "trial 2:" in (tmp_path / "run" / "run.log").read_text()
     assert (logging.getLogger("amc").level, logging.getLogger("amc").propagate) == (logging.NOTSET, True)
     assert optuna.logging.get_verbosity() == verbosity
+
+
+@pytest.mark.parametrize("reward", ["soft_accuracy", "accuracy", "amc_flops"])
+def test_only_the_soft_reward_counts_what_is_finer_than_the_accuracy(data, reward):
+    problem = search.build(model=net(), data=data, budget="flops=0.5", score_steps=3, reward=reward)
+    outcome = problem.evaluate(problem.admit([4, 4]))
+    assert (outcome.score == outcome.accuracy) == (reward != "soft_accuracy")
+    assert (outcome.reward == outcome.score) == (reward != "amc_flops")

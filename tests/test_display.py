@@ -102,7 +102,9 @@ def test_a_terminal_shows_the_best_trials_as_they_come_and_a_summary_that_fits(o
     assert text.count("searching with random") == 1, "drawn again in one place"
     assert "quick fine-tune" not in text, "nothing of a trial that ended stays"
     top = lines.index(next(line for line in lines if line.startswith("best trials")))
-    assert "best trials accuracy soft accuracy flops, of dense params, of dense keep ratio, input" in " ".join(lines[top].split())
+    assert "best trials accuracy soft accuracy flops, of dense params, of dense keep ratio, input" in " ".join(
+        lines[top].split()
+    )
     rows = [line.split() for line in lines[top + 1 : top + 6]]
     accuracies = [float(row[1]) for row in rows]
     assert accuracies == sorted(accuracies, reverse=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,8 +16,8 @@ from torch import nn
 
 from amc.coupling import trace
 from amc.errors import DataError
-from amc.evaluate import Evaluator, ScoreSettings, accuracy, in_memory, kept_units, recalibrate
-from amc.finetune import Diverged, draw, finetune, train
+from amc.evaluate import Evaluator, ScoreSettings, accuracy, grade, in_memory, kept_units, recalibrate
+from amc.finetune import IGNORED, Diverged, draw, finetune, train
 from amc.importance import rank
 
 
@@ -137,6 +140,30 @@ def test_what_stands_for_no_label_counts_neither_right_nor_wrong():
     assert accuracy(nn.Identity(), [(eye, padded)]) == 1.0
     assert accuracy(nn.Identity(), [(eye, padded), (eye, torch.tensor([1, 1, 2, 3]))]) == 5 / 6
     assert accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 156], dtype=torch.uint8))]) == 3 / 4
+
+
+def test_the_probability_of_the_right_class_is_averaged_over_the_labels_that_count():
+    odds = torch.tensor([[3.0, 1.0], [3.0, 1.0], [1.0, 1.0], [1.0, 1.0]]).log()
+    assert grade(nn.Identity(), [(odds, torch.tensor([0, 1, 0, IGNORED]))]) == (
+        pytest.approx(2 / 3),
+        pytest.approx((0.75 + 0.25 + 0.5) / 3),
+    )
+    assert grade(nn.Identity(), [(odds, torch.tensor([0, 1, 2, -1]))]).score == pytest.approx((0.75 + 0.25) / 4)
+    odds[0] = math.nan
+    assert grade(nn.Identity(), [(odds, torch.tensor([1, 1, 1, 1]))]).score == pytest.approx((0.25 + 0.5 + 0.5) / 4)
+    pixels = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log()[:, :, None].expand(2, 2, 5)
+    assert grade(nn.Identity(), [(pixels, torch.zeros(2, 5).byte())]).score == pytest.approx((0.75 + 0.5) / 2)
+
+
+def test_a_score_is_the_probability_or_the_accuracy_or_the_users_metric(scored):
+    accuracy, score = scored({"0": 4})
+    assert 0 < score < 1
+    assert score != accuracy
+    plain, own = copy(scored), copy(scored)
+    plain.settings = replace(scored.settings, soft=False)
+    assert plain({"0": 4}) == (accuracy, accuracy)
+    own._metric = lambda model: 7
+    assert own({"0": 4}) == (7.0, 7.0)
 
 
 def test_accuracy_refuses_labels_of_another_shape():

@@ -12,10 +12,10 @@ from optuna.trial import TrialState
 
 from amc.budget import Budget
 from amc.errors import SearchFailed
-from amc.problem import Problem
+from amc.problem import Problem, Worth
 from search.storage import open_storage
 from search.strategies import make_sampler
-from search.study import open_study, search
+from search.study import open_study, outcome_of, outcomes, search
 from tests.synthetic import concave
 
 
@@ -233,4 +233,25 @@ def test_the_trials_hold_what_the_contract_says():
     search(problem, study, trials=3)
     assert isinstance(study, optuna.Study)
     for trial in study.trials:
-        assert {"widths", "accuracy", "flops", "reward", "seconds"} <= set(trial.user_attrs)
+        assert {"widths", "accuracy", "score", "flops", "reward", "seconds"} <= set(trial.user_attrs)
+
+
+def test_a_reward_counts_the_score_and_a_study_keeps_both_it_and_the_accuracy():
+    problem, _ = concave(3)
+    problem = Problem(problem.groups, problem.budget, lambda widths: Worth(0.5, sum(widths.values()) / 1000))
+    study = open_study(None, "test", make_sampler("nsga2", problem, trials=5, seed=0))
+    found = search(problem, study, trials=5)
+    told = outcomes(problem, study)
+    assert {one.accuracy for one in told} == {0.5}
+    assert [one.reward for one in told] == [sum(one.widths.values()) / 1000 for one in told]
+    assert found.best is not None
+    assert found.best.score == max(one.score for one in told)
+
+
+def test_trials_of_the_first_versions_had_the_accuracy_as_their_score():
+    problem, _ = concave(3)
+    study = open_study(None, "test", make_sampler("nsga2", problem, trials=1, seed=0))
+    search(problem, study, trials=1)
+    trial = study.trials[0]
+    del trial.user_attrs["score"]
+    assert outcome_of(problem, trial).worth == (trial.user_attrs["accuracy"],) * 2
