@@ -69,7 +69,7 @@ def problem_of(name: str, seed: int) -> tuple[Problem, Callable[[Any], float], f
         clean = {"noisy": partial(staged, seed=seed), "resnet20": resnet20}.get(name, lambda: (problem, top))()[0]
         return problem, lambda policy: clean.evaluate(policy).accuracy, top
     problem = embedded(name)
-    return problem, lambda policy: problem.evaluate(policy).accuracy, None
+    return problem, lambda policy: problem.evaluate(policy).score, None
 
 
 @cache
