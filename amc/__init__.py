@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from amc.errors import AmcError
     from amc.groups import Group, Layer
     from amc.policy import Policy, load_policy
-    from amc.problem import Outcome, Problem
+    from amc.problem import Outcome, Problem, Worth
 
 _NAMES = {
     "AmcError": "errors",
@@ -25,6 +25,7 @@ _NAMES = {
     "Outcome": "problem",
     "Policy": "policy",
     "Problem": "problem",
+    "Worth": "problem",
     "apply": "application",
     "load": "application",
     "load_policy": "policy",
@@ -39,6 +40,7 @@ __all__ = [
     "Outcome",
     "Policy",
     "Problem",
+    "Worth",
     "apply",
     "load",
     "load_policy",

@@ -61,8 +61,8 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     ## Info
 
     Each step: `width` and `keep_ratio` that were executed, `group`, and `action`, the action that asks for just this
-    width (what a replay buffer should store). The last step adds `widths`, `accuracy`, `costs` and `reward`; a policy
-    that can't be scored has `failed` with the reason instead, and the lowest reward seen so far (before there is any,
+    width (what a replay buffer should store). The last step adds `widths`, `accuracy`, `score`, `costs` and `reward`; a
+    policy that can't be scored has `failed` with the reason instead, and the lowest reward seen so far (before there is any,
     that of a policy of the same costs whose accuracy is 0).
     """
 
@@ -129,6 +129,7 @@ class PruningEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         info |= {
             "widths": outcome.widths,
             "accuracy": outcome.accuracy,
+            "score": outcome.score,
             "costs": outcome.costs,
             "reward": outcome.reward,
         }
