@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from amc.catalog import ALONE
 from amc.problem import Outcome, Problem
 from search.display import EVERY, Display, Pace
 from search.numbers import duration, maximized, metric_name
@@ -124,6 +125,9 @@ class SearchView:
         limits = self.problem.budget.limits
         return {limit.cost.name: outcome.costs[limit.cost.name] / limit.dense for limit in limits if limit.dense}
 
+    def _maximized(self) -> str:
+        return maximized(self.settings.reward, self.metric, self.settings.pareto)
+
     def _what(self) -> str:
         return f"searching with {self.settings.strategy}"
 
@@ -133,7 +137,8 @@ class SearchView:
 
     def _line(self) -> str:
         of = f"/{self.trials}" if self.trials else ""
-        best = f", best {self.metric} {self.top[0][1].accuracy:.4f}" if self.top else ""
+        name = self._maximized() if self.settings.reward in ALONE and not self.settings.pareto else self.metric
+        best = f", best {name} {self.top[0][1].score:.4f}" if self.top else ""
         return f"{self._what()}: {self.done}{of}{best}; {self._timing()}"
 
     def __rich__(self) -> RenderableType:
@@ -159,7 +164,7 @@ class SearchView:
         bars = self.display.messages.encoding.startswith("utf")
         table.add_column("best trials", justify="right", no_wrap=True)
         table.add_column(self.metric, justify="right", no_wrap=True)
-        for name in (maximized(self.settings.reward, self.metric),) if rewarded else ():
+        for name in (self._maximized(),) if rewarded else ():
             table.add_column(name, justify="right", no_wrap=True)
         for cost in self._shares(self.top[0][1]):
             table.add_column(f"{cost}, of dense", justify="right", no_wrap=True)

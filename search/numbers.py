@@ -43,8 +43,13 @@ def metric_name(metric: Any) -> str:
     return "metric" if name == "<lambda>" else str(name)
 
 
-def maximized(reward: str, metric: str) -> str:
-    """What the search maximizes, in words: what `--reward` names, where a metric of the user's own is both scores."""
+def maximized(reward: str, metric: str, front: bool = False) -> str:
+    """What the search maximizes, in words: what `--reward` names, or `--pareto` (`search.front`).
+
+    A metric of the user's own stands for the accuracy, the soft one, too.
+    """
+    if front:
+        return "gain over uniform"
     if reward == "accuracy" or (reward == SOFT and metric != "accuracy"):
         return metric
     return "soft accuracy" if reward == SOFT else "reward"

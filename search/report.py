@@ -84,8 +84,7 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
     resolved = run.settings.resolved
     widths = [(name, count) for name, count in run.channels.items() if name in result.best.widths]
     metric = result.search.metric
-    # See `search.front`; the first versions knew one reward.
-    what = "gain over uniform" if result.front else maximized(result.settings.get("reward", "accuracy"), metric)
+    what = maximized(result.settings.get("reward", "accuracy"), metric, bool(result.front))
     charts: dict[str, list[figures.Chart]] = {part: [] for part in PARTS}
     charts["layers"] = [chart for kind in ("flops", "ms") if (chart := figures.layer_bars(result.layers, kind))]
     if widths:

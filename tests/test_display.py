@@ -102,13 +102,12 @@ def test_a_terminal_shows_the_best_trials_as_they_come_and_a_summary_that_fits(o
     assert text.count("searching with random") == 1, "drawn again in one place"
     assert "quick fine-tune" not in text, "nothing of a trial that ended stays"
     top = lines.index(next(line for line in lines if line.startswith("best trials")))
-    assert "best trials accuracy soft accuracy flops, of dense params, of dense keep ratio, input" in " ".join(
-        lines[top].split()
-    )
+    header = " ".join(lines[top].split())
+    assert "best trials accuracy soft accuracy flops, of dense params, of dense keep ratio, input" in header
     rows = [line.split() for line in lines[top + 1 : top + 6]]
-    accuracies = [float(row[1]) for row in rows]
-    assert accuracies == sorted(accuracies, reverse=True)
-    assert all(1 <= int(row[0]) <= 7 and float(row[2]) <= 0.5 and len(row[4]) == 3 for row in rows)
+    scores = [float(row[2]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert all(1 <= int(row[0]) <= 7 and float(row[3]) <= 0.5 and len(row[5]) == 3 for row in rows)
     result = json.loads(next(Path("runs").glob("*/result.json")).read_text())
     for model in ("dense", "best", "uniform"):
         assert f"{result[model]['test_accuracy']:.4f}" in text
@@ -156,7 +155,7 @@ def test_a_pipe_gets_plain_lines_that_fit_and_the_result_alone_on_standard_outpu
     assert "\x1b" not in plain
     assert "\r" not in plain
     lines = [line for line in printed.err.splitlines() if line.startswith("searching with random: ")]
-    assert re.fullmatch(r"searching with random: 7/7, best accuracy 0\.\d{4}; .*", lines[-1])
+    assert re.fullmatch(r"searching with random: 7/7, best soft accuracy 0\.\d{4}; .*", lines[-1])
     assert any("trial 3: quick fine-tune, step" in line for line in lines)
     assert "fine-tuning the best policy: " in printed.err
     out = re.sub(r"\x1b\[[\d;]*m", "", printed.out).splitlines()
