@@ -51,17 +51,18 @@ def test_noise_is_the_same_whenever_a_policy_is_scored():
     assert noisy.evaluate(policy).accuracy == again.evaluate(policy).accuracy != clean.evaluate(policy).accuracy
 
 
-# ---- Optuna's samplers
+# ---- small spaces
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "nsga2", "gp"])
-def test_where_there_are_few_policies_all_of_them_are_proposed(name):
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["random", "tpe", "nsga2", "gp", "cmaes", "evolution", "anneal"])
+def test_where_there_are_few_policies_all_of_them_are_proposed(name, seed):
     members = [replace(group(f"layer{i}", 16), widths=(4, 8, 12, 16)) for i in range(3)]
     cost = FunctionCost("flops", "MAC", lambda widths: float(sum(widths)))
     budget = Budget(members, [Limit(cost, 28, 48)])
     problem = Problem(members, budget, lambda w: w["layer1"] / 16, costs={"flops": cost})
     policies = {problem.admit(widths) for widths in itertools.product((4, 8, 12, 16), repeat=3)}
-    assert run(name, problem, trials=len(policies))[0].trials == len(policies) == 12
+    assert run(name, problem, trials=len(policies), seed=seed)[0].trials == len(policies) == 12
 
 
 # ---- starts and moves

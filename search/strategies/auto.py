@@ -14,7 +14,8 @@ from statistics import NormalDist
 import numpy as np
 
 from amc.problem import Problem
-from search.strategies.moves import FAR, MovingSampler, Scored, Widths, exchange, fresh, move
+from search.strategies.base import fresh
+from search.strategies.moves import FAR, MovingSampler, Scored, Widths, exchange, move
 from search.strategies.surrogate import Surrogate
 
 PARENTS, MOVES, CHILDREN, ADMITTED = 4, 3, 64, 6

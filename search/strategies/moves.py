@@ -15,12 +15,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from amc.problem import Problem
-from search.strategies.base import WidthSampler
+from search.strategies.base import WidthSampler, fresh, stuck
 from search.strategies.uniform import uniform_policy
 
 Widths = tuple[int, ...]
 TILTS = (1.5, 2.0, 3.0, 4.0)
-MOST_TRIES = 30
 FAR = 0.8
 _GRID = np.linspace(0.0, 1.0, 65)
 
@@ -58,6 +57,8 @@ class MovingSampler(WidthSampler):
         scored = self._scored(past)
         if not scored:  # every start failed
             return fresh(known, lambda: move(self.problem, self._starts[0], FAR, rng))
+        if stuck(study):  # what is near was proposed
+            return self.anywhere(study, rng)
         return self.follow(self.worth(scored), known, rng)
 
     def start_from(self, policies: Iterable[Widths]) -> None:
@@ -89,15 +90,6 @@ class MovingSampler(WidthSampler):
 def best(scored: Sequence[Scored]) -> Scored:
     """The one with the highest reward, the first of equals."""
     return max(scored, key=lambda one: one.reward)
-
-
-def fresh(known: set[Widths], draw: Callable[[], Widths]) -> Widths:
-    """The first draw that nobody has proposed; the last one where that takes too long."""
-    for _ in range(MOST_TRIES):
-        widths = draw()
-        if widths not in known:
-            break
-    return widths
 
 
 # ---- where to start
