@@ -266,6 +266,14 @@ def test_a_policy_that_collapsed_does_not_flatten_all_others():
     assert Surrogate(problem, scored).spread < 0.1
 
 
+def test_where_most_policies_are_as_good_as_the_best_the_others_are_still_known_to_be_bad():
+    """As on data that most policies classify without a mistake."""
+    problem, _ = staged(2)
+    rewards = [1.0, 1.0, 1.0, 0.8, 0.6]
+    scored = [Scored(n, w, r) for n, (w, r) in enumerate(zip(starts(problem), rewards, strict=True))]
+    assert Surrogate(problem, scored).predict([one.widths for one in scored])[0] == pytest.approx(rewards, abs=0.05)
+
+
 def test_expected_improvement_by_hand():
     mean, deviation = np.array([0.7, 0.5, 1.5]), np.array([1.0, 1e-9, 1e-9])
     assert improvement(mean, deviation, 0.7) == pytest.approx([1 / np.sqrt(2 * np.pi), 0.0, 0.8])
