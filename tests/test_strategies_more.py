@@ -182,6 +182,21 @@ def test_failed_trials_are_lived_with_even_where_all_starts_fail(name):
     assert result.best is not None
 
 
+def test_auto_turns_away_from_where_policies_fail():
+    """They do where the reward would grow, so that nothing but the failures speaks against going there."""
+    members = [group(f"layer{i}", 16) for i in range(4)]
+    cost = FunctionCost("flops", "MAC", lambda widths: float(sum(widths)))
+
+    def evaluate(policy: dict[str, int]) -> float:
+        if policy["layer0"] > 8:
+            raise ArithmeticError("diverged")
+        return float(np.sqrt(policy["layer1"] / 16) + 0.3 * np.sqrt(policy["layer0"] / 16))
+
+    problem = Problem(members, Budget(members, [Limit(cost, 32, 64)]), evaluate, costs={"flops": cost})
+    result, _ = run("auto", problem, trials=30)
+    assert result.trials > result.failed
+
+
 @pytest.mark.parametrize("name", ["tilt", *MOVING])
 def test_a_single_group_and_a_dense_budget_end_the_search(name):
     single, _ = concave(1)

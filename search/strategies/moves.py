@@ -37,8 +37,10 @@ class MovingSampler(WidthSampler):
 
     A subclass says how, in `follow`. Nothing is kept but what the study's trials imply.
     worth: gives what was scored the rewards that later knowledge expects of it; as scored, unless set.
+    failed: policies that could not be scored, by the time of a proposal.
     """
 
+    failed: Sequence[Widths] = ()
     worth: Callable[[list[Scored]], list[Scored]] = staticmethod(lambda scored: scored)
 
     def __init__(self, problem: Problem, *, trials: int = 100, seed: int = 0) -> None:
@@ -55,6 +57,7 @@ class MovingSampler(WidthSampler):
                 return start
         rng = np.random.default_rng([self.seed, trial.number])
         scored = self._scored(past)
+        self.failed = [widths for t in past if t.state == TrialState.FAIL and (widths := self.policy(t))]
         if not scored:  # every start failed
             return fresh(known, lambda: move(self.problem, self._starts[0], FAR, rng))
         if stuck(study):  # what is near was proposed
