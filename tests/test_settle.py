@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import search
+from amc.budget import Budget
 from amc.errors import DeviceError, ModelError
 from amc.export import export_onnx
 from amc.policy import load_policy
@@ -24,9 +26,13 @@ from latency.paired import pooled, summarize
 from latency.session import read_model
 from search.conclude import _winner
 from search.finish import Candidate, measure_latency
+from search.rounds import _Rounds
 from search.settings import Settings
-from search.settle import settle, within
-from search.study import SearchResult
+from search.settle import FINALISTS, ranked, settle, within
+from search.strategies.moves import starts
+from search.study import SearchResult, open_study
+from search.study import search as search_loop
+from tests.synthetic import staged
 
 QUICK = {
     "strategy": "random",
@@ -179,6 +185,25 @@ def test_a_further_round_takes_a_fifth_of_the_first_ones_trials(monkeypatch):
     setup.settings = Settings(time_limit=60.0)
     settle(setup, None, search_round)
     assert asked == [(None, 60.0), *((11 + 2 * i, None) for i in range(1, 7))]
+
+
+def test_a_further_round_starts_from_the_best_policies_as_far_as_the_corrected_budget_lets_them():
+    problem, _ = staged(2)
+    state = SimpleNamespace(
+        _settings=Settings(strategy="evolution", trials=20), _planned=problem, _front=None, study=None
+    )
+    first = _Rounds._sampler(state, problem)
+    state.study = open_study(None, "test", first)
+    search_loop(problem, state.study, trials=12)
+    limits = [replace(limit, value=0.9 * limit.value) for limit in problem.budget.limits]
+    corrected = problem.under(Budget(problem.groups, limits), problem.costs)
+
+    further = _Rounds._sampler(state, corrected)
+    best = [corrected.admit(corrected.widths(one.widths)) for one in ranked(problem, state.study)[:FINALISTS]]
+    assert not {*best} & {*starts(corrected)}, "the uniform and the tilted policies are not what is begun with"
+    state.study.sampler = further
+    search_loop(corrected, state.study, trials=12 + FINALISTS)
+    assert [corrected.widths(trial.params) for trial in state.study.trials[12:]] == best
 
 
 @pytest.mark.parametrize(

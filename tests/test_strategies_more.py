@@ -51,17 +51,18 @@ def test_noise_is_the_same_whenever_a_policy_is_scored():
     assert noisy.evaluate(policy).accuracy == again.evaluate(policy).accuracy != clean.evaluate(policy).accuracy
 
 
-# ---- Optuna's samplers
+# ---- small spaces
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "nsga2", "gp"])
-def test_where_there_are_few_policies_all_of_them_are_proposed(name):
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["random", "tpe", "nsga2", "gp", "cmaes", "evolution", "anneal"])
+def test_where_there_are_few_policies_all_of_them_are_proposed(name, seed):
     members = [replace(group(f"layer{i}", 16), widths=(4, 8, 12, 16)) for i in range(3)]
     cost = FunctionCost("flops", "MAC", lambda widths: float(sum(widths)))
     budget = Budget(members, [Limit(cost, 28, 48)])
     problem = Problem(members, budget, lambda w: w["layer1"] / 16, costs={"flops": cost})
     policies = {problem.admit(widths) for widths in itertools.product((4, 8, 12, 16), repeat=3)}
-    assert run(name, problem, trials=len(policies))[0].trials == len(policies) == 12
+    assert run(name, problem, trials=len(policies), seed=seed)[0].trials == len(policies) == 12
 
 
 # ---- starts and moves
@@ -181,6 +182,21 @@ def test_failed_trials_are_lived_with_even_where_all_starts_fail(name):
     assert result.best is not None
 
 
+def test_auto_turns_away_from_where_policies_fail():
+    """They do where the reward would grow, so that nothing but the failures speaks against going there."""
+    members = [group(f"layer{i}", 16) for i in range(4)]
+    cost = FunctionCost("flops", "MAC", lambda widths: float(sum(widths)))
+
+    def evaluate(policy: dict[str, int]) -> float:
+        if policy["layer0"] > 8:
+            raise ArithmeticError("diverged")
+        return float(np.sqrt(policy["layer1"] / 16) + 0.3 * np.sqrt(policy["layer0"] / 16))
+
+    problem = Problem(members, Budget(members, [Limit(cost, 32, 64)]), evaluate, costs={"flops": cost})
+    result, _ = run("auto", problem, trials=30)
+    assert result.trials > result.failed
+
+
 @pytest.mark.parametrize("name", ["tilt", *MOVING])
 def test_a_single_group_and_a_dense_budget_end_the_search(name):
     single, _ = concave(1)
@@ -263,6 +279,14 @@ def test_a_policy_that_collapsed_does_not_flatten_all_others():
     rewards = [0.5, 0.52, 0.51, 0.53, -1e9]
     scored = [Scored(n, w, r) for n, (w, r) in enumerate(zip(starts(problem), rewards, strict=True))]
     assert Surrogate(problem, scored).spread < 0.1
+
+
+def test_where_most_policies_are_as_good_as_the_best_the_others_are_still_known_to_be_bad():
+    """As on data that most policies classify without a mistake."""
+    problem, _ = staged(2)
+    rewards = [1.0, 1.0, 1.0, 0.8, 0.6]
+    scored = [Scored(n, w, r) for n, (w, r) in enumerate(zip(starts(problem), rewards, strict=True))]
+    assert Surrogate(problem, scored).predict([one.widths for one in scored])[0] == pytest.approx(rewards, abs=0.05)
 
 
 def test_expected_improvement_by_hand():

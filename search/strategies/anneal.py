@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from amc.problem import Problem
-from search.strategies.moves import MovingSampler, Scored, Widths, fresh, move
+from search.strategies.base import fresh
+from search.strategies.moves import MovingSampler, Scored, Widths, move
 
 HOT, COLD = 0.5, 0.01
 WIDE, NARROW = 0.6, 0.15

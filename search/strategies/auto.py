@@ -14,7 +14,8 @@ from statistics import NormalDist
 import numpy as np
 
 from amc.problem import Problem
-from search.strategies.moves import FAR, MovingSampler, Scored, Widths, exchange, fresh, move
+from search.strategies.base import fresh
+from search.strategies.moves import FAR, MovingSampler, Scored, Widths, exchange, move
 from search.strategies.surrogate import Surrogate
 
 PARENTS, MOVES, CHILDREN, ADMITTED = 4, 3, 64, 6
@@ -26,9 +27,12 @@ class AutoSampler(MovingSampler):
 
     def follow(self, scored: list[Scored], known: set[Widths], rng: np.random.Generator) -> Widths:
         """The child with the highest expected improvement."""
-        surrogate = Surrogate(self.problem, scored)
-        means, _ = surrogate.predict([one.widths for one in surrogate.kept])
-        ranked = [surrogate.kept[i].widths for i in np.argsort(-means)]
+        # What failed counts as bad as the worst: unknown, it would promise most, and all proposals would go there.
+        worst = min(one.reward for one in scored)
+        surrogate = Surrogate(self.problem, [*(Scored(-1, widths, worst) for widths in self.failed), *scored])
+        parents = [one.widths for one in surrogate.kept if one.number >= 0]
+        means, _ = surrogate.predict(parents)
+        ranked = [parents[i] for i in np.argsort(-means)]
 
         def child() -> Widths:
             widths = ranked[min(int(rng.geometric(1 / PARENTS)) - 1, len(ranked) - 1)]

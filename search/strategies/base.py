@@ -22,7 +22,8 @@ from amc.seeding import derive
 
 TOLD = (TrialState.COMPLETE, TrialState.FAIL)
 STUCK = 10
-"""So many known policies in a row, and an Optuna sampler gives way to random ones until one is new."""
+"""So many known policies in a row, and a strategy gives way to random ones until one is new."""
+MOST_TRIES = 30
 
 
 class Exhausted(Exception):
@@ -57,6 +58,12 @@ class WidthSampler(BaseSampler):
         except KeyError:
             return None
 
+    def anywhere(self, study: optuna.Study, rng: np.random.Generator) -> tuple[int, ...]:
+        """A random policy, admitted: for a strategy that is stuck among known ones."""
+        known = {widths for other in study.get_trials(deepcopy=False) if (widths := self.policy(other))}
+        groups = self.problem.groups
+        return fresh(known, lambda: self.problem.admit([int(rng.choice(group.widths)) for group in groups]))
+
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The static space: Optuna's own samplers would take the intersection of past trials'."""
         return dict(search_space(self.problem))
@@ -74,10 +81,19 @@ class WidthSampler(BaseSampler):
         raise ValueError(f"{param_name!r} with {param_distribution} is not a group of the problem")
 
 
-def _stuck(study: optuna.Study) -> bool:
+def stuck(study: optuna.Study) -> bool:
     """Whether the last trials were all of policies that were known."""
     last = told(study)[-STUCK:]
     return len(last) == STUCK and all("repeat" in trial.user_attrs for trial in last)
+
+
+def fresh(known: set[tuple[int, ...]], draw: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    """The first draw that nobody has proposed; the last one where that takes too long."""
+    for _ in range(MOST_TRIES):
+        widths = draw()
+        if widths not in known:
+            break
+    return widths
 
 
 class ProjectedSampler(WidthSampler):
@@ -99,9 +115,8 @@ class ProjectedSampler(WidthSampler):
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """What the Optuna sampler suggests; parameters it leaves open (mutated, or none yet) it draws one by one."""
-        if _stuck(study):
-            rng = np.random.default_rng(derive(self._seed, trial.number))
-            return [int(rng.choice(group.widths)) for group in self.problem.groups]
+        if stuck(study):
+            return self.anywhere(study, np.random.default_rng(derive(self._seed, trial.number)))
         space: dict[str, BaseDistribution] = dict(search_space(self.problem))
         params = self._base.sample_relative(study, trial, space)
         for name, distribution in space.items():

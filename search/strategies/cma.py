@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from amc.problem import Problem
 from amc.seeding import derive
-from search.strategies.base import WidthSampler, told
+from search.strategies.base import WidthSampler, stuck, told
 
 
 class CmaSampler(WidthSampler):
@@ -37,6 +37,8 @@ class CmaSampler(WidthSampler):
 
     def propose(self, study: optuna.Study, trial: FrozenTrial) -> Sequence[float]:
         """Learns from every finished trial that it has not seen, then draws from the current distribution."""
+        if stuck(study):
+            return self.anywhere(study, np.random.default_rng(derive(self._seed, trial.number)))
         widths = {group.name: float(group.channels) for group in self.problem.groups}
         if self._free:
             for other in told(study):

@@ -37,8 +37,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from amc.problem import Problem
 from amc.seeding import seeded, threads
 from envs.pruning import PruningEnv, action_of
-from search.strategies.base import WidthSampler, told
-from search.strategies.moves import Widths, fresh
+from search.strategies.base import WidthSampler, fresh, told
+from search.strategies.moves import Widths
 
 WIDER = 1.5
 """What the noise grows by with each walk that ended in a known policy: few widths may be worth their latency."""

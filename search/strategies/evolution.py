@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from amc.problem import Problem
-from search.strategies.moves import MovingSampler, Scored, Widths, best, fresh, move
+from search.strategies.base import fresh
+from search.strategies.moves import MovingSampler, Scored, Widths, best, move
 
 SIZE = 0.4
 

@@ -15,12 +15,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from amc.problem import Problem
-from search.strategies.base import WidthSampler
+from search.strategies.base import WidthSampler, fresh, stuck
 from search.strategies.uniform import uniform_policy
 
 Widths = tuple[int, ...]
 TILTS = (1.5, 2.0, 3.0, 4.0)
-MOST_TRIES = 30
 FAR = 0.8
 _GRID = np.linspace(0.0, 1.0, 65)
 
@@ -38,8 +37,10 @@ class MovingSampler(WidthSampler):
 
     A subclass says how, in `follow`. Nothing is kept but what the study's trials imply.
     worth: gives what was scored the rewards that later knowledge expects of it; as scored, unless set.
+    failed: policies that could not be scored, by the time of a proposal.
     """
 
+    failed: Sequence[Widths] = ()
     worth: Callable[[list[Scored]], list[Scored]] = staticmethod(lambda scored: scored)
 
     def __init__(self, problem: Problem, *, trials: int = 100, seed: int = 0) -> None:
@@ -56,8 +57,11 @@ class MovingSampler(WidthSampler):
                 return start
         rng = np.random.default_rng([self.seed, trial.number])
         scored = self._scored(past)
+        self.failed = [widths for t in past if t.state == TrialState.FAIL and (widths := self.policy(t))]
         if not scored:  # every start failed
             return fresh(known, lambda: move(self.problem, self._starts[0], FAR, rng))
+        if stuck(study):  # what is near was proposed
+            return self.anywhere(study, rng)
         return self.follow(self.worth(scored), known, rng)
 
     def start_from(self, policies: Iterable[Widths]) -> None:
@@ -89,15 +93,6 @@ class MovingSampler(WidthSampler):
 def best(scored: Sequence[Scored]) -> Scored:
     """The one with the highest reward, the first of equals."""
     return max(scored, key=lambda one: one.reward)
-
-
-def fresh(known: set[Widths], draw: Callable[[], Widths]) -> Widths:
-    """The first draw that nobody has proposed; the last one where that takes too long."""
-    for _ in range(MOST_TRIES):
-        widths = draw()
-        if widths not in known:
-            break
-    return widths
 
 
 # ---- where to start

@@ -42,7 +42,8 @@ class Surrogate:
         rewards = np.array([one.reward for one in self.kept])
         # A policy that collapsed tells no more than one that is merely bad, and would flatten all others.
         middle, top = np.median(rewards), rewards.max()
-        rewards = np.maximum(rewards, middle - 2 * (top - middle) - 1e-12)
+        if top > middle:  # else most are as good as the best, and how bad the others are is all there is to know
+            rewards = np.maximum(rewards, middle - 2 * (top - middle))
         self.mean, self.spread = float(rewards.mean()), max(float(rewards.std()), 1e-9)
         targets = (rewards - self.mean) / self.spread
         best = -np.inf
