@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from amc.errors import DataError, UsageError
-from amc.finetune import IGNORED, Batch, Split, draw, train
+from amc.errors import UsageError
+from amc.finetune import IGNORED, Batch, Split, check_classes, draw, train
 from amc.forward import call, device_of, logits, to_device
 from amc.groups import Structure
 from amc.layout import arranged
@@ -154,6 +154,7 @@ class Evaluator:
         elif steps:
             self.watch(f"fine-tune of your own, {steps} steps", 1, 1)
             self.tune(candidate, steps)
+            candidate.eval()  # a metric is of a model in use, whatever mode a step of one's own leaves it in
         self.watch("batch norm, then scoring", 1, 1)
         recalibrate(candidate, split(self._calibration, parts))
         return self.metric(candidate, parts)
@@ -262,14 +263,10 @@ def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     with torch.inference_mode():
         for inputs, labels in batches:
             labels = to_device(labels, device)
-            found = logits(call(model, to_device(inputs, device))).argmax(1)
-            if found.shape != labels.shape:
-                raise DataError(
-                    f"labels of shape {tuple(labels.shape)} don't fit predictions of shape {tuple(found.shape)}; "
-                    "give class numbers, one for each prediction, or a metric of your own (metric=… in Python)"
-                )
+            scores = logits(call(model, to_device(inputs, device)))
+            check_classes(scores, labels, "a metric of your own (metric=… in Python)")
             counted = labels.long() != IGNORED  # of bytes, -100 is 156
-            right, count = right + int(((found == labels) & counted).sum()), count + int(counted.sum())
+            right, count = right + int(((scores.argmax(1) == labels) & counted).sum()), count + int(counted.sum())
     return right / count if count else float("nan")
 
 

@@ -136,12 +136,17 @@ def test_what_stands_for_no_label_counts_neither_right_nor_wrong():
     eye, padded = torch.eye(4), torch.tensor([0, 1, -100, -100])
     assert accuracy(nn.Identity(), [(eye, padded)]) == 1.0
     assert accuracy(nn.Identity(), [(eye, padded), (eye, torch.tensor([1, 1, 2, 3]))]) == 5 / 6
-    assert accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 156], dtype=torch.uint8))]) == 3 / 4
+    with pytest.raises(DataError, match="the label 156 is none of the model's 4 classes"):  # -100 as a byte
+        accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 156], dtype=torch.uint8))])
 
 
 def test_accuracy_refuses_labels_of_another_shape():
     eye = torch.eye(4)
     assert accuracy(nn.Identity(), [(eye, torch.arange(4))]) == 1.0
+    with pytest.raises(DataError, match=r"the label 3 is none of the model's 3 classes"):
+        accuracy(net(), [(torch.randn(4, 5), torch.tensor([0, -100, 3, -1]))])
+    with pytest.raises(DataError, match="don't fit a model without an output a class"):
+        accuracy(nn.Flatten(0), [(torch.randn(4, 1), torch.zeros(4))])
     with pytest.raises(DataError, match=r"\(4, 1\) don't fit predictions of shape \(4,\)"):
         accuracy(nn.Identity(), [(eye, torch.arange(4)[:, None])])
     with pytest.raises(DataError, match="metric of your own"):
