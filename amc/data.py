@@ -7,8 +7,9 @@ answers `batch(indices)` with ready tensors, and nothing here iterates, shuffles
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from amc.catalog import DATASETS
 from amc.errors import DataError
 from amc.registry import resolve, suggest
+
+log = logging.getLogger("amc")
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -157,6 +160,15 @@ def hold_out(labels: np.ndarray, parts: int, seed: int) -> list[np.ndarray]:
 
 VAL_PARTS = 10
 """A missing `val` is one part in this many of `train`."""
+SPLITS = ("train", "val", "test")
+
+
+def warn_of_others(name: str, keys: Collection[str]) -> None:
+    """Says which keys name no split (`valid`, perhaps) and are left out."""
+    if keys:
+        log.warning(
+            "--data %s: %s left out; splits are %s", name, ", ".join(sorted(map(repr, keys))), ", ".join(SPLITS)
+        )
 
 
 def load_data(

@@ -15,7 +15,19 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from amc.data import VAL_PARTS, Data, ImageSplit, Indices, Normalize, Options, Split, hold_out, normalization
+from amc.data import (
+    SPLITS,
+    VAL_PARTS,
+    Data,
+    ImageSplit,
+    Indices,
+    Normalize,
+    Options,
+    Split,
+    hold_out,
+    normalization,
+    warn_of_others,
+)
 from amc.errors import DataError
 from amc.userfile import describe
 
@@ -126,13 +138,14 @@ def npz(where: str, options: Options) -> Data:
     except (Exception, MemoryError) as problem:
         raise DataError(f"{path} can't be read as a numpy archive without pickles: {describe(problem)}") from problem
     arrays = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         x, y = f"x_{split}", f"y_{split}"
         if x in found or y in found or split == "train":
             for key in (x, y):
                 if key not in found:
                     raise DataError(f"{path} lacks {key}; it holds {', '.join(found) or 'no x_train'}")
             arrays[split] = _checked_images(path, x, found[x]), _checked_labels(path, y, found[y], len(found[x]))
+    warn_of_others(f"npz:{where}", found.keys() - {f"{axis}_{split}" for axis in "xy" for split in SPLITS})
     shape = arrays["train"][0].shape[1:]
     classes = int(arrays["train"][1].max()) + 1
     for split, (images, labels) in arrays.items():
@@ -184,7 +197,7 @@ def imagefolder(where: str, options: Options) -> Data:
     if not (root / "train").is_dir():
         raise DataError(f"{root} has no folder `train`; put one folder a class into {root / 'train'}")
     classes = _class_folders(root / "train")
-    files = {name: _images(root / name, classes) for name in ("train", "val", "test") if (root / name).is_dir()}
+    files = {name: _images(root / name, classes) for name in SPLITS if (root / name).is_dir()}
     digest = hashlib.sha256("\0".join(classes).encode())
     for name, entries in files.items():
         for path, _, size in entries:
@@ -250,7 +263,8 @@ def _images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int, int
         )
     found = []
     for label, name in enumerate(classes):
-        for parent, _, names in os.walk(folder / name):
+        for parent, inner, names in os.walk(folder / name):
+            inner[:] = [each for each in inner if not each.startswith(".")]  # .ipynb_checkpoints holds copies
             for file in names:
                 path = os.path.join(parent, file)
                 if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not file.startswith("."):

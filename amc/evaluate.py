@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from amc.errors import DataError, UsageError
-from amc.finetune import IGNORED, Batch, Split, draw, train
+from amc.errors import UsageError
+from amc.finetune import IGNORED, Batch, Split, check_classes, draw, train
 from amc.forward import call, device_of, logits, to_device
 from amc.groups import Structure
 from amc.layout import arranged
@@ -156,6 +156,7 @@ class Evaluator:
         elif steps:
             self.watch(f"fine-tune of your own, {steps} steps", 1, 1)
             self.tune(candidate, steps)
+            candidate.eval()  # a metric is of a model in use, whatever mode a step of one's own leaves it in
         self.watch("batch norm, then scoring", 1, 1)
         recalibrate(candidate, split(self._calibration, parts))
         return self.grade(candidate, parts)
@@ -275,22 +276,16 @@ def grade(model: nn.Module, batches: Iterable[Batch]) -> Worth:
         for inputs, labels in batches:
             labels = to_device(labels, device)
             found = logits(call(model, to_device(inputs, device)))
-            guessed = found.argmax(1)
-            if guessed.shape != labels.shape:
-                raise DataError(
-                    f"labels of shape {tuple(labels.shape)} don't fit predictions of shape {tuple(guessed.shape)}; "
-                    "give class numbers, one for each prediction, or a metric of your own (metric=… in Python)"
-                )
+            check_classes(found, labels, "a metric of your own (metric=… in Python)")
             counted = labels.long() != IGNORED  # of bytes, -100 is 156
-            right, count = right + int(((guessed == labels) & counted).sum()), count + int(counted.sum())
+            right, count = right + int(((found.argmax(1) == labels) & counted).sum()), count + int(counted.sum())
             probable += float((_probability(found, labels.long()) * counted).sum())
     return Worth(right / count, probable / count) if count else Worth.of(float("nan"))
 
 
 def _probability(found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """`(N, ...)` of each label, by logits `(N, classes, ...)`; 0 of a label that is no class, or where they are NaN."""
-    classes = found.shape[1]
-    at = labels.clamp(0, classes - 1)
+    """`(N, ...)` of each label, by logits `(N, classes, ...)`; 0 where a label is negative, or logits are NaN."""
+    at = labels.clamp(min=0)
     probability = found.float().softmax(1).gather(1, at.unsqueeze(1)).squeeze(1)
     return probability.nan_to_num(0.0) * (at == labels)
 

@@ -8,6 +8,7 @@ Images are augmented by a random crop per image (zero padding of an eighth of th
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -46,16 +47,30 @@ class Split(Protocol):
 
 
 def cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
-    """Torch's, but for a class number that the model has no output for, which raises a DataError."""
-    if isinstance(labels, Tensor) and not labels.is_floating_point() and output.dim() > 1:
-        classes = output.shape[1]
-        strange = labels[(labels >= classes) | ((labels < 0) & (labels != IGNORED))]
-        if len(strange):
-            raise DataError(
-                f"the label {int(strange[0])} is none of the model's {classes} classes, which are 0 to {classes - 1}: "
-                "do model and data belong together?"
-            )
+    """Torch's, but for labels that don't fit the model's output, which raise a DataError."""
+    shares = isinstance(labels, Tensor) and labels.is_floating_point() and labels.shape == output.shape
+    if not shares or output.dim() < 2:
+        check_classes(output, labels, "a training step of your own (finetune=… in Python)", lowest=0)
     return F.cross_entropy(output, labels)
+
+
+def check_classes(output: Tensor, labels: Any, instead: str, *, lowest: float = -math.inf) -> None:
+    """Raises a DataError unless `labels` has a class number for each prediction in `output` `(N, classes, ...)`.
+
+    instead: what a user with other labels can give. lowest: of the class numbers, beside `IGNORED`.
+    """
+    wanted = output.shape[:1] + output.shape[2:]
+    if output.dim() < 2 or not isinstance(labels, Tensor) or labels.shape != wanted:
+        given = f"of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"of type {type(labels).__name__}"
+        found = f"predictions of shape {tuple(wanted)}" if output.dim() > 1 else "a model without an output a class"
+        raise DataError(f"labels {given} don't fit {found}; give class numbers, one for each prediction, or {instead}")
+    classes = output.shape[1]
+    strange = labels[(labels >= classes) | ((labels < lowest) & (labels != IGNORED))]
+    if len(strange):
+        raise DataError(
+            f"the label {int(strange[0])} is none of the model's {classes} classes, which are 0 to {classes - 1}: "
+            f"do model and data belong together? ({IGNORED} stands for no label)"
+        )
 
 
 def finetune(

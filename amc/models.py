@@ -53,6 +53,7 @@ def load_model(
     in_channels: int | None = None,
     input_shape: Sequence[int] | Sequence[Sequence[int]] | None = None,
     example: Inputs | None = None,
+    classifies: bool = True,
     seed: int = 0,
 ) -> Loaded:
     """The model that `spec` names (as `--model` takes it), or a module of the user's own.
@@ -60,6 +61,7 @@ def load_model(
     data: what it must fit; gives built-in models their classes and channels, and all models their example inputs.
     num_classes, in_channels: the same where there is no data. input_shape: one shape, or one an input, batch first.
     example: inputs at batch 1, for where there is neither data nor an `input_shape`; of a dict, see `placed`.
+    classifies: whether the labels are class numbers, for each of which the model must have an output.
 
     The model comes in eval mode, on the CPU. Example inputs are the model's own `example_inputs` (a tensor, a tuple or
     a dict) if it has that attribute, else the data's first example, else random of `input_shape`, else `example`, else
@@ -86,7 +88,7 @@ def load_model(
     model.eval()
     inputs = _example_inputs(name, model, data, shapes, example, seed)
     model_inputs, output = _run(name, model, inputs)
-    if data is not None:
+    if data is not None and classifies:
         _check_fit(name, output, data)
     return Loaded(model, name, model_inputs, _input_names(model, model_inputs))
 
@@ -251,4 +253,5 @@ def _check_fit(name: str, output: Any, data: Data) -> None:
         raise ModelError(
             f"{name} has {outputs} outputs, but --data {data.name} has {data.num_classes} classes; "
             "choose the data that the model was trained on, or a model for these classes"
+            + (", or from Python give metric=… and finetune=… of your own" if outputs == 1 else "")
         )

@@ -6,6 +6,7 @@ collate, and classes and labels are looked for where torch's own data sets hold 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
-from amc.data import VAL_PARTS, Data, Indices, Options, hold_out
+from amc.data import SPLITS, VAL_PARTS, Data, Indices, Options, hold_out, warn_of_others
 from amc.errors import DataError
 from amc.userfile import call_factory, describe
 
@@ -39,7 +40,8 @@ def own(splits: Any, options: Options, name: str = "own", text: bytes = b"") -> 
         raise DataError(
             f'--data {name} gave {found}; it must be {{"train": …, "val": …, "test": …}}, data sets of (input, label)'
         )
-    made = {key: _own_split(name, key, given[key]) for key in ("train", "val", "test") if key in given}
+    made = {key: _own_split(name, key, given[key]) for key in SPLITS if key in given}
+    warn_of_others(name, set(given) - set(made))
     if "val" not in made:
         train = made["train"]
         labels = train.labels if train.labels is not None else np.zeros(len(train), dtype=np.int64)
@@ -80,7 +82,10 @@ class DatasetSplit:
                 return default_collate([sample for sample, _ in samples]), None
             inputs, labels = default_collate(samples)
         except Exception as problem:
-            raise DataError(f"{self.name}: examples can't be put into one batch: {describe(problem)}") from problem
+            raise DataError(
+                f"{self.name}: examples can't be put into one batch: {describe(problem)}. Give inputs of one shape and "
+                "labels of one shape, or, with metric=… and finetune=… of your own in Python, inputs alone"
+            ) from problem
         return inputs, _class_numbers(labels)
 
     def _sample(self, index: int) -> tuple[Any, Any]:
@@ -106,7 +111,11 @@ def _own_split(name: str, key: str, dataset: Any) -> DatasetSplit:
     title = f"--data {name}, `{key}`"
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(f"{title} is a {type(dataset).__name__}; it must be a data set with a length and an index")
-    if not len(dataset):
+    try:
+        length = len(dataset)
+    except Exception as problem:
+        raise DataError(f"{title}: its length raised {describe(problem)}; give a map-style data set") from problem
+    if not length:
         raise DataError(f"{title} is empty")
     return DatasetSplit(title, dataset, _known_labels(dataset))
 
@@ -127,7 +136,20 @@ def _known_labels(dataset: Any) -> np.ndarray | None:
     return labels.astype(np.int64) if labels.dtype.kind in "iu" and labels.shape == (len(dataset),) else None
 
 
+def _answers_as_held(split: DatasetSplit) -> bool:
+    """Whether the example of the highest label that is held comes with it: a `target_transform` gives it another."""
+    if split.labels is None:
+        return True
+    index = int(split.labels.argmax())
+    with contextlib.suppress(DataError):  # one that can't be read is met when it is needed
+        label = split.batch([index])[1]
+        return isinstance(label, Tensor) and label.tolist() == [split.labels[index]]
+    return True
+
+
 def _count_classes(splits: list[DatasetSplit]) -> int | None:
+    if not all(_answers_as_held(split) for split in splits):
+        return None
     declared = getattr(splits[0].dataset, "classes", None)
     if isinstance(declared, list | tuple):
         return len(declared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -110,10 +111,10 @@ def with_objects(settings: Mapping[str, Any], model: Any, data: Any) -> tuple[Se
         own_model, named["model"] = model, type(model).__name__
     elif model is not None:
         named["model"] = str(model)
-    if isinstance(data, Mapping | Data):
-        own_data, named["data"] = data, getattr(data, "name", "own")
-    elif data is not None:
+    if isinstance(data, str | os.PathLike):
         named["data"] = str(data)
+    elif data is not None:
+        own_data, named["data"] = data, data.name if isinstance(data, Data) else "own"
     return settings_from(named), own_model, own_data
 
 
@@ -150,7 +151,15 @@ def compose(
     embedded = model is None and dense_weights is None and is_trained_here(settings)
     if embedded and not is_cached(settings.model, loaded_data):
         check_reachable([settings], loaded_data)
-    loaded = load_dense(settings, loaded_data, model=model, weights=dense_weights, display=display)
+    recovers = settings.score_steps or settings.finetune_epochs
+    loaded = load_dense(
+        settings,
+        loaded_data,
+        model=model,
+        weights=dense_weights,
+        classifies=metric is None or (finetune is None and bool(recovers)),
+        display=display,
+    )
     structure = trace_model(loaded, settings)
     costs: dict[str, Cost] = analytic(structure)
     set_threads(settings, costs["flops"]([group.channels for group in structure.groups]))
@@ -310,11 +319,13 @@ def load_dense(
     model: nn.Module | None = None,
     weights: Path | str | None = None,
     example: Inputs | None = None,
+    classifies: bool = True,
     display: Display,
 ) -> Loaded:
     """The dense model that the settings name (or `model`), on its accelerator; the embedded default is trained first.
 
-    weights: in place of the settings'. example: inputs, where neither the data nor the settings know any.
+    weights: in place of the settings'. example: inputs, where neither the data nor the settings know any. classifies:
+    as of `load_model`.
     """
     weights = weights or settings.weights
     spec: Any = settings.model if model is None else copied(model, {})  # the user's own stays as it is
@@ -324,7 +335,13 @@ def load_dense(
     elif model is None and not weights and settings.model in MODELS:
         log.warning("%s has random weights; give trained ones by --weights", settings.model)
     loaded = load_model(
-        spec, weights=weights, data=data, input_shape=settings.input_shape, example=example, seed=settings.seed
+        spec,
+        weights=weights,
+        data=data,
+        input_shape=settings.input_shape,
+        example=example,
+        classifies=classifies,
+        seed=settings.seed,
     )
     loaded.model.to(accelerator(settings.accelerator))
     return replace(loaded, name=settings.model)

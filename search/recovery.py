@@ -10,8 +10,8 @@ from torch import nn
 from amc.data import Data, Split
 from amc.errors import DataError
 from amc.evaluate import Metric, Tune
-from amc.finetune import IGNORED
-from amc.forward import changed, device_of, to_device
+from amc.finetune import IGNORED, cross_entropy
+from amc.forward import call, changed, device_of, logits, to_device
 from amc.own_data import DatasetSplit
 from amc.verify import untrainable
 from search.settings import Settings
@@ -44,7 +44,7 @@ def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetu
 
 
 def check_training(settings: Settings, model: nn.Module, data: Data) -> None:
-    """Raises a DataError where the model can't be trained on examples alone, or not in batches as small as asked."""
+    """Raises a DataError where the model can't be trained on the data, or not in batches as small as asked."""
     if data.train is None:
         return
     sizes: dict[int, str] = {}
@@ -64,6 +64,11 @@ def check_training(settings: Settings, model: nn.Module, data: Data) -> None:
                 f"nothing can be fine-tuned: {problem}; give finetune=… of your own in Python, or leave recovery out "
                 "by --score-steps 0 --finetune-epochs 0"
             )
+    if sizes:
+        inputs, labels = data.train.batch(range(min(len(data.train), FIRST)))
+        device = device_of(model)
+        with torch.no_grad():
+            cross_entropy(logits(call(model, to_device(inputs, device))), to_device(labels, device))
 
 
 def _check_labels(name: str, split: Split) -> None:

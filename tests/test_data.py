@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from amc import cifar, datasets
 from amc.catalog import DATASETS
@@ -164,6 +166,7 @@ def test_folder_sorts_classes_and_ignores_other_folders(tmp_path):
     root = folder(tmp_path, classes=("bee", "ant"))
     (root / "extra" / "cow").mkdir(parents=True)
     (root / "train" / ".hidden").mkdir()
+    shutil.copytree(root / "train" / "ant", root / "train" / "bee" / ".ipynb_checkpoints")
     (root / "train" / "ant" / "notes.txt").write_text("not an image")
     (root / "train" / "loose.png").write_bytes(b"in no class")
     data = load_data(f"imagefolder:{root}", mean=(0, 0, 0), std=(1, 1, 1))
@@ -413,6 +416,16 @@ NUMBER = 3
 """
 
 
+class Endless(Dataset):
+    """Examples without end, as a stream's."""
+
+    def __len__(self) -> int:
+        raise TypeError
+
+    def __getitem__(self, index):
+        return torch.zeros(3), index % 2
+
+
 def test_own_data_is_used_as_it_is(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(OWN)
@@ -436,6 +449,37 @@ def test_a_mapping_of_data_sets_is_data():
     assert (len(data.train), len(data.val)) == (18, 2)
 
 
+class Parity(Dataset):
+    """Numbers below ten; a `target_transform`, as of torchvision's data sets, makes two classes of them."""
+
+    def __init__(self, target_transform) -> None:
+        self.targets, self.classes = torch.arange(40) % 10, [str(i) for i in range(10)]
+        self.target_transform = target_transform
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index):
+        return torch.zeros(3), self.target_transform(self.targets[index])
+
+
+@pytest.mark.parametrize(
+    ("transform", "classes"), [(lambda y: y, 10), (lambda y: y % 2, None), (lambda y: y / 9, None)]
+)
+def test_classes_are_counted_only_where_the_data_set_answers_with_the_labels_that_it_holds(transform, classes):
+    assert load_data({"train": Parity(transform)}).num_classes == classes
+
+
+def test_what_no_split_is_called_is_left_out_and_said(tmp_path, caplog):
+    part = [(torch.zeros(3), i % 2) for i in range(20)]
+    data = load_data({"train": part, "valid": part, 3: part})
+    assert (len(data.train), len(data.val)) == (18, 2)
+    assert "--data own: 'valid', 3 left out; splits are train, val, test" in caplog.text
+    spec = saved(tmp_path / "a.npz", {**arrays(), "x_valid": np.zeros(3), "mean": np.zeros(3)})
+    load_data(spec)
+    assert f"--data {spec}: 'x_valid' left out" in caplog.text
+
+
 def test_own_data_says_what_is_wrong(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(OWN)
@@ -450,6 +494,10 @@ def test_own_data_says_what_is_wrong(tmp_path):
     refused({"training": []}, "'training'", '{"train"')
     refused({"train": [], "val": None}, "is empty")
     refused({"train": None, "test": [1]}, "'train', 'test'", '{"train"')
+    refused({"train": Endless()}, "`train`", "its length raised TypeError", "map-style")
+    refused(
+        {"train": [(torch.zeros(3), torch.zeros(i)) for i in range(9)]}, "can't be put into one batch", "inputs alone"
+    )
 
 
 def test_every_source_is_registered_and_specs_are_checked():

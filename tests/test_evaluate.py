@@ -139,7 +139,8 @@ def test_what_stands_for_no_label_counts_neither_right_nor_wrong():
     eye, padded = torch.eye(4), torch.tensor([0, 1, -100, -100])
     assert accuracy(nn.Identity(), [(eye, padded)]) == 1.0
     assert accuracy(nn.Identity(), [(eye, padded), (eye, torch.tensor([1, 1, 2, 3]))]) == 5 / 6
-    assert accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 156], dtype=torch.uint8))]) == 3 / 4
+    with pytest.raises(DataError, match="the label 156 is none of the model's 4 classes"):  # -100 as a byte
+        accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 156], dtype=torch.uint8))])
 
 
 def test_the_probability_of_the_right_class_is_averaged_over_the_labels_that_count():
@@ -148,7 +149,7 @@ def test_the_probability_of_the_right_class_is_averaged_over_the_labels_that_cou
         pytest.approx(2 / 3),
         pytest.approx((0.75 + 0.25 + 0.5) / 3),
     )
-    assert grade(nn.Identity(), [(odds, torch.tensor([0, 1, 2, -1]))]).score == pytest.approx((0.75 + 0.25) / 4)
+    assert grade(nn.Identity(), [(odds, torch.tensor([0, 1, -1, -1]))]).score == pytest.approx((0.75 + 0.25) / 4)
     odds[0] = math.nan
     assert grade(nn.Identity(), [(odds, torch.tensor([1, 1, 1, 1]))]).score == pytest.approx((0.25 + 0.5 + 0.5) / 4)
     pixels = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log()[:, :, None].expand(2, 2, 5)
@@ -169,6 +170,10 @@ def test_a_score_is_the_probability_or_the_accuracy_or_the_users_metric(scored):
 def test_accuracy_refuses_labels_of_another_shape():
     eye = torch.eye(4)
     assert accuracy(nn.Identity(), [(eye, torch.arange(4))]) == 1.0
+    with pytest.raises(DataError, match=r"the label 3 is none of the model's 3 classes"):
+        accuracy(net(), [(torch.randn(4, 5), torch.tensor([0, -100, 3, -1]))])
+    with pytest.raises(DataError, match="don't fit a model without an output a class"):
+        accuracy(nn.Flatten(0), [(torch.randn(4, 1), torch.zeros(4))])
     with pytest.raises(DataError, match=r"\(4, 1\) don't fit predictions of shape \(4,\)"):
         accuracy(nn.Identity(), [(eye, torch.arange(4)[:, None])])
     with pytest.raises(DataError, match="metric of your own"):

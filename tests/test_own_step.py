@@ -140,6 +140,46 @@ def test_shares_of_classes_are_trained_on():
     assert 0 <= problem.evaluate(problem.admit([4])).accuracy <= 1
 
 
+@pytest.mark.parametrize("trains", [{"finetune": lambda model, steps: None}, {"score_steps": 0, "finetune_epochs": 0}])
+def test_labels_that_only_a_metric_and_a_step_of_ones_own_read_need_not_fit_the_outputs(trains):
+    """Ages to regress, or two classes that one logit tells apart."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    data = dict.fromkeys(("train", "val"), TensorDataset(torch.randn(64, 4), torch.arange(64)))
+    assert search.build(model=model, data=data, budget="flops=0.5", metric=lambda model: 0.5, **trains).groups
+    with pytest.raises(ModelError, match=r"has 1 outputs, but .* has 64 classes.*give metric=… and finetune="):
+        search.build(model=model, data=data, budget="flops=0.5", finetune=lambda model, steps: None)
+
+
+@pytest.mark.parametrize("labels", [CLASSES[:, None], torch.ones(64, 2).long(), [{"boxes": torch.ones(2)}] * 64])
+def test_labels_that_cross_entropy_can_not_take_are_refused_before_anything_is_kept(labels):
+    pairs = list(zip(torch.randn(64, 4), labels, strict=True))
+    given = {"data": {"train": pairs, "val": pairs}, "metric": lambda model: 0.5, "budget": "flops=0.5"}
+    with pytest.raises(
+        DataError, match=r"labels of .* don't fit predictions of shape \(\d+,\); .*finetune=… in Python"
+    ):
+        search.run(model=classifier(), out="run", **given, **QUICK)
+    assert not Path("run").exists()
+
+
+def test_a_metric_is_of_a_model_in_use_whatever_mode_the_step_of_ones_own_leaves_it_in():
+    data, modes = dict.fromkeys(("train", "val"), TensorDataset(torch.randn(64, 4))), []
+
+    def worth(model):
+        modes.append(model.training)
+        return 0.5
+
+    step = {"metric": worth, "finetune": lambda model, steps: model.train()}
+    problem = search.build(model=classifier(), data=data, budget="flops=0.5", **step)
+    problem.evaluate(problem.admit([4]))
+    assert modes == [False]
+
+
+@pytest.mark.parametrize("data", [TensorDataset(torch.ones(9, 4)), [1, 2]])
+def test_data_that_are_no_mapping_of_splits_are_refused(data):
+    with pytest.raises(DataError, match=rf"gave {type(data).__name__}; it must be {{.train"):
+        search.build(model=classifier(), data=data, budget="flops=0.5")
+
+
 @pytest.mark.parametrize("given", [{"metric": "acc"}, {"finetune": 3}])
 def test_what_is_no_function_is_refused_and_leaves_nothing(images, given):
     with pytest.raises(UsageError, match="can't be called; give a function"):
