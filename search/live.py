@@ -21,7 +21,7 @@ from rich.text import Text
 from amc.problem import Outcome, Problem
 from search.display import EVERY, Display, Pace
 from search.numbers import duration, metric_name
-from search.storage import patiently
+from search.shared import patiently
 from search.strategies.base import told
 from search.study import outcome_of
 
