@@ -22,8 +22,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from amc.budget import Budget
 from amc.errors import UsageError
-from amc.evaluate import kept_units
-from amc.policy import Policy
 from amc.problem import Outcome, Problem
 from search.settings import Settings
 from search.strategies import make_sampler
@@ -187,28 +185,3 @@ def with_front(found: SearchResult, study: optuna.Study, problem: FrontProblem, 
     whole = front(study, problem)
     allowed = [outcome for outcome in whole if given.budget.met(given.widths(outcome.widths))]
     return replace(found, best=allowed[-1] if allowed else None, front=tuple(whole))
-
-
-def front_policy(like: Policy, outcome: Outcome, order: Mapping[str, np.ndarray]) -> Policy:
-    """A policy file of one of a front's policies, made from another policy of the run; it was scored, no more."""
-    kept = kept_units(order, outcome.widths)
-    groups = [
-        group.model_copy(
-            update={
-                "width": outcome.widths[group.name],
-                "keep_ratio": outcome.widths[group.name] / group.channels,
-                "kept": kept[group.name].tolist(),
-            }
-        )
-        for group in like.groups
-    ]
-    result = {"source": "search", "score": outcome.accuracy, **outcome.costs}
-    return like.model_copy(update={"groups": groups, "budget": [], "result": result})
-
-
-def front_lines(files: Mapping[str, Outcome]) -> list[dict[str, Any]]:
-    """What `result.json` says of a front: the files of its policies, their scores and costs, cheapest first."""
-    return [
-        {"policy": name, "score": outcome.accuracy, **outcome.costs, "widths": dict(outcome.widths)}
-        for name, outcome in files.items()
-    ]
