@@ -145,7 +145,7 @@ def finetune_steps(settings: Settings, examples: int) -> int:
 
 
 def _finetuned_name(settings: Settings, widths: WidthsByName) -> str:
-    """Of everything that a resumed run may have another of."""
+    """The name depends on everything that may have changed when a run is resumed."""
     key = hashlib.sha256(repr((settings.finetune_epochs, sorted(widths.items()))).encode()).hexdigest()
     return f"{FINETUNED}{key[:16]}.safetensors"
 

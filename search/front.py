@@ -54,7 +54,7 @@ class FrontProblem(Problem):
                 "search several budgets, each with --warm-start"
             )
         super().__init__(problem.groups, problem.budget, problem._evaluate, costs=problem.costs)
-        self.given = replace(limits[0], share=None)  # of every trial's limit it is another
+        self.given = replace(limits[0], share=None)  # each trial has a limit, and so a share, of its own
         self.lowest = self.given.fraction
         dense = Budget(self.groups, [replace(self.given, value=self.given.dense)])
         shares = np.linspace(0, 1, REFERENCES)

@@ -75,7 +75,7 @@ def _figures(
 
 
 def _predicted(setup: Setup, candidate: Candidate, dense_ms: float | None) -> float | None:
-    """Like the measured one it is a ratio of the dense model's, which takes more on a day when the machine is busy."""
+    """The predicted ratio times the dense model's latency as measured now: comparable with the measured latency."""
     if setup.bench is None:
         return None
     cost = setup.bench.cost

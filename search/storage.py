@@ -49,7 +49,7 @@ def open_storage(path: Path) -> RDBStorage:
 
 @contextmanager
 def optuna_says(level: int) -> Iterator[None]:
-    """What Optuna logs is of this level at least for the body, and then as before."""
+    """While the body runs, Optuna logs nothing below this level."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(level)
     try:
