@@ -25,7 +25,7 @@ LIBRARIES = ("torchvision", "timm", "hf")
 
 DATASETS: dict[str, tuple[str, str]] = {
     "digits": ("1,797 handwritten digits of 8x8, embedded", "amc.datasets:digits"),
-    "imagefolder": ("DIR/train, DIR/val, DIR/test of one folder a class", "amc.datasets:imagefolder"),
+    "imagefolder": ("DIR/train, DIR/val, DIR/test of one folder a class", "amc.folders:imagefolder"),
     "cifar10": ("the published CIFAR-10 archive in DIR, unpacked", "amc.cifar:cifar10"),
     "cifar100": ("the published CIFAR-100 archive in DIR, unpacked", "amc.cifar:cifar100"),
     "npz": ("arrays x_train, y_train, x_val ... in FILE, uint8 NHWC", "amc.datasets:npz"),

@@ -56,11 +56,11 @@ def trace(
     """
     if round_to < 1 or not 0 <= min_keep <= 1:
         raise UsageError(f"round_to={round_to} must be at least 1 and min_keep={min_keep} in [0, 1]")
-    tracer = Tracer(model, None)
+    tracer = Tracer(model)
     record = tracer.run(inputs)
     tensors = tensor_infos(model)
     unreached = _reach(tracer, inputs)
-    groups, frozen = collect(record, tensors)
+    groups, frozen = collect(record)
     groups, frozen = _select(groups, frozen, exclude, only)
     groups, frozen = _set_widths(groups, frozen, round_to, min_keep)
     positions = {n: record.macs[n] // math.prod(info.shape) for n, info in tensors.items() if n in record.macs}
@@ -96,7 +96,7 @@ def tensor_infos(model: nn.Module) -> dict[str, TensorInfo]:
     return infos
 
 
-def collect(record: Record, tensors: Mapping[str, TensorInfo]) -> tuple[list[Group], list[Frozen]]:
+def collect(record: Record) -> tuple[list[Group], list[Frozen]]:
     """Groups and frozen layers, in forward order, from the labels of a run.
 
     A unit is a class of labels. Units are exchangeable, and form a group, if they own equally many positions on the

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from amc import ops_elements, ops_norms, ops_products, ops_space
 from amc.ops_elements import Handler, pointwise
-from amc.ops_norms import MASKED
 from amc.ops_products import PRODUCTS
 from amc.record import Source
 
@@ -61,6 +60,3 @@ def track_origin(run: Tracer, func: Any, tensors: Sequence[Tensor], out: Any) ->
 def distinct(tensor: Tensor) -> int:
     """Elements, those that an expanded axis repeats once."""
     return math.prod(n for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step)
-
-
-__all__ = ["HANDLERS", "MASKED", "PRODUCTS", "handler", "keeps_values", "track_origin"]

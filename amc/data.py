@@ -158,8 +158,6 @@ def hold_out(labels: np.ndarray, parts: int, seed: int) -> list[np.ndarray]:
     return [np.sort(order[part::parts]) for part in range(parts)]
 
 
-VAL_PARTS = 10
-"""A missing `val` is one part in this many of `train`."""
 SPLITS = ("train", "val", "test")
 
 
@@ -169,6 +167,17 @@ def warn_of_others(name: str, keys: Collection[str]) -> None:
         log.warning(
             "--data %s: %s left out; splits are %s", name, ", ".join(sorted(map(repr, keys))), ", ".join(SPLITS)
         )
+
+
+def without_val(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of what stays of a `train` split, and of the tenth of it that stands in for a missing `val`."""
+    val, *rest = hold_out(labels, 10, seed)
+    return np.sort(np.concatenate(rest)), val
+
+
+def suitable_augmentations(height: int, width: int) -> tuple[str, ...]:
+    """The augmentations of `amc.finetune` that suit images of this size."""
+    return ("crop", "flip") if min(height, width) >= 16 else ("crop",)
 
 
 def load_data(

@@ -25,7 +25,7 @@ from amc.seeding import seeded
 Batch = tuple[Any, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int, int], object]
-_log = logging.getLogger("amc")
+log = logging.getLogger("amc")
 
 IGNORED = -100
 """A label that stands for none: cross entropy leaves it out, and so does the accuracy."""
@@ -133,7 +133,7 @@ def train(
         return losses
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
-        _log.warning("nothing is fine-tuned: no parameter of the model requires a gradient")
+        log.warning("nothing is fine-tuned: no parameter of the model requires a gradient")
         model.eval()
         return losses
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)

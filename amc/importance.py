@@ -49,7 +49,7 @@ NORMALIZE: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": lambda member: member.norm(),
 }
 
-_log = logging.getLogger("amc")
+log = logging.getLogger("amc")
 
 
 def rank(
@@ -125,7 +125,7 @@ def importance(
             members[group.name] = by_l1 or [torch.zeros(group.channels)]
     if unseen:
         names = ", ".join(group.name for group in unseen)
-        _log.warning("importance %s sees nothing of these groups, which are ranked by l1: %s", criterion, names)
+        log.warning("importance %s sees nothing of these groups, which are ranked by l1: %s", criterion, names)
     return {group.name: _one(group, members[group.name], scale, combine, criterion) for group in structure.groups}
 
 

@@ -55,15 +55,7 @@ def _transpose(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 
 
 def _unsqueeze(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-    run.set(out, [f.reshape(_dim_inserted(f.shape, args[1] % out.ndim)) for f in run.factors(args[0])])
-
-
-def _dim_inserted(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return (*shape[:axis], 1, *shape[axis:])
-
-
-def _squeeze(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
-    _view(run, args, {}, out)
+    run.set(out, [np.expand_dims(f, args[1] % out.ndim) for f in run.factors(args[0])])
 
 
 def _expand(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
@@ -355,7 +347,7 @@ def _ignored(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     """Reads a value or makes a tensor of its own: no labels."""
 
 
-VALUES: tuple[Handler, ...] = (pointwise, _view, _unsqueeze, _squeeze, _expand, _permute, _transpose, _unchanged)
+VALUES: tuple[Handler, ...] = (pointwise, _view, _unsqueeze, _expand, _permute, _transpose, _unchanged)
 """Handlers of operations that work element by element, or only show the same elements in another shape."""
 
 HANDLERS: dict[str, Handler] = table(
@@ -368,9 +360,8 @@ HANDLERS: dict[str, Handler] = table(
     (_permute, "permute"),
     (_transpose, "t t_ transpose transpose_ numpy_T"),
     (_unsqueeze, "unsqueeze unsqueeze_"),
-    (_squeeze, "squeeze squeeze_"),
     (_expand, "expand"),
-    (_view, "view _unsafe_view reshape _reshape_alias view_copy"),
+    (_view, "squeeze squeeze_ view _unsafe_view reshape _reshape_alias view_copy"),
     (_slice, "slice"),
     (_split, "split split_with_sizes split_with_sizes_copy"),
     (_select, "select"),

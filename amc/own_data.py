@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
-from amc.data import SPLITS, VAL_PARTS, Data, Indices, Options, hold_out, warn_of_others
+from amc.data import SPLITS, Data, Indices, Options, warn_of_others, without_val
 from amc.errors import DataError
 from amc.userfile import call_factory, describe
 
@@ -45,11 +45,10 @@ def own(splits: Any, options: Options, name: str = "own", text: bytes = b"") -> 
     if "val" not in made:
         train = made["train"]
         labels = train.labels if train.labels is not None else np.zeros(len(train), dtype=np.int64)
-        val, *rest = hold_out(labels, VAL_PARTS, options.seed)
         if len(train) < 2:
             raise DataError(f"--data {name}: `train` has one example, too few to take a `val` from")
-        made["train"] = _subset(train, np.sort(np.concatenate(rest)))
-        made["val"] = _subset(train, val)
+        stays, val = without_val(labels, options.seed)
+        made |= {"train": _subset(train, stays), "val": _subset(train, val)}
     sizes = {key: len(split) for key, split in made.items()}
     inputs = made["val"].batch([0])[0]
     return Data(

@@ -33,7 +33,7 @@ from amc.registry import suggest
 from amc.seeding import threads
 from amc.weights import load_weights, save_weights
 
-logger = logging.getLogger("amc")
+log = logging.getLogger("amc")
 
 Progress = Callable[[int, int], object]
 
@@ -71,7 +71,7 @@ def pretrained(name: str, data: Data, *, seed: int = 0, progress: Progress | Non
             try:
                 save_weights(model, path)
             except OSError as problem:
-                logger.warning("the trained weights of %s are not kept: %s", name, problem)
+                log.warning("the trained weights of %s are not kept: %s", name, problem)
     return model.eval()
 
 
@@ -92,7 +92,7 @@ def _locked(path: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(f"{path}.lock"))
         except OSError as problem:
-            logger.warning("the cache can't be used: %s", problem)
+            log.warning("the cache can't be used: %s", problem)
         yield
 
 
@@ -108,7 +108,7 @@ def _cached(model: nn.Module, path: Path) -> bool:
     try:
         load_weights(model, path)
     except ModelError as problem:  # damaged from outside: we write it whole
-        logger.warning("training again: %s", problem)
+        log.warning("training again: %s", problem)
         return False
     return True
 

@@ -36,7 +36,7 @@ def seeded(*seed: int | str) -> Iterator[None]:
 
 @contextmanager
 def threads(number: int | None = None) -> Iterator[None]:
-    """So many CPU threads of torch's for the body (as many as there are, unless given), and as many as before after it.
+    """Sets torch's CPU threads for the body (unless given, they stay as they are), then restores what was set before.
 
     The sums of a layer depend on how they are shared out over threads, and small networks run faster on one.
     """

@@ -23,6 +23,8 @@ from amc.errors import ModelError
 from amc.forward import Inputs, call, flatten, random_batch
 from amc.labels import Factors, Operand, along, support
 from amc.modes import branching, evaluating
+from amc.ops_norms import MASKED
+from amc.ops_products import PRODUCTS
 from amc.record import Axis, Record, Source, WeightUse
 from amc.weights import identity, state_tensors
 
@@ -170,7 +172,7 @@ class Tracer(TorchDispatchMode):
         kwargs = kwargs or {}
         packet = str(func.overloadpacket)
         given = (self._before(args[0]), *args[1:]) if torch.Tag.inplace_view in func.tags else args
-        masked = coupling_ops.MASKED.get(packet) if self.removed is not None else None
+        masked = MASKED.get(packet) if self.removed is not None else None
         out = masked(self, args, kwargs) if masked else None
         out = func(*args, **kwargs) if out is None else out
         tensors = list(_arguments(args, kwargs))
@@ -178,7 +180,7 @@ class Tracer(TorchDispatchMode):
         if self.removed is not None and isinstance(out, Tensor | tuple):
             self._zero_over_zero(out)
         handler = coupling_ops.handler(func)
-        if handler in coupling_ops.PRODUCTS or any(self.factors(t) or t in self._statistic for t in tensors):
+        if handler in PRODUCTS or any(self.factors(t) or t in self._statistic for t in tensors):
             self._pass_statistics(func, tensors, out)
             try:
                 if handler is None:

@@ -139,7 +139,7 @@ class _File(BaseModel):
 def hand_on(source: RunDirectory, target: RunDirectory) -> None:
     """Lets a run that begins learn from the anchors of a finished one, and of those that this one learned from.
 
-    They go by their widths: which worker was done first must not show, not even in the last digit of a sum.
+    They are sorted by their widths, so that the order in which workers finished changes nothing, not even a last digit.
     """
     found = _read(source)
     scored = (kept for kept in found.anchors if kept.score is not None)

@@ -19,11 +19,11 @@ from amc.weights import save_weights
 from latency.memory import resources
 from search.compose import Setup
 from search.display import Display
-from search.finish import Candidate, measure_latency, policy_of, result_of
-from search.front import front_lines, front_policy
+from search.finish import Candidate, measure_latency
 from search.layers import layer_figures
 from search.numbers import metric_name
 from search.report import notebook_html, write_report
+from search.result import front_lines, front_policy, policy_of, result_of
 from search.run_directory import DENSE_ONNX, FRONT, MODEL, MODEL_ONNX, POLICY, RESULT, RunDirectory
 from search.settings import Settings
 from search.start import versions

@@ -39,8 +39,8 @@ def smoothed(problem: Problem, scored: Sequence[Outcome]) -> np.ndarray:
 def contenders(rewards: np.ndarray, params: np.ndarray, count: int) -> list[int]:
     """Indices of about a quarter of the policies, or `count`, that fewest others beat in both reward and parameters.
 
-    Fronts of policies, as many whole ones as it takes, each from the highest reward to the most parameters: those that
-    none of the rest equals in one and beats or equals in the other.
+    Pareto fronts are taken off one after the other, each as a whole and from its highest reward to its most parameters,
+    until there are enough policies.
     """
     left = np.lexsort((-params, -rewards))
     found: list[int] = []

@@ -13,22 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from amc.budget import parse_budget
-from amc.cost import spent
 from amc.errors import DeviceError, ModelError, SearchFailed
-from amc.evaluate import accuracy, batches_of, kept_units, part_of, patiently
+from amc.evaluate import accuracy, batches_of, part_of, patiently
 from amc.finetune import Diverged, finetune
 from amc.layout import arranged
-from amc.models import Loaded
-from amc.policy import BudgetInfo, GroupPolicy, InputInfo, ModelInfo, Policy
 from amc.problem import Outcome, WidthsByName
 from amc.seeding import seeded
-from amc.weights import load_weights, save_weights, structure_sha256, weights_sha256
+from amc.weights import load_weights, save_weights
 from latency.device import TableDevice, open_device
 from latency.paired import Reading, pooled
 from search.compose import Setup
@@ -150,7 +145,7 @@ def finetune_steps(settings: Settings, examples: int) -> int:
 
 
 def _finetuned_name(settings: Settings, widths: WidthsByName) -> str:
-    """Of everything that a resumed run may have another of."""
+    """The name depends on everything that may have changed when a run is resumed."""
     key = hashlib.sha256(repr((settings.finetune_epochs, sorted(widths.items()))).encode()).hexdigest()
     return f"{FINETUNED}{key[:16]}.safetensors"
 
@@ -202,137 +197,3 @@ def measure_latency(
         ", ".join(f"{name} {found[name].ratio:.3f}" for name in chosen),
     )
     return found
-
-
-def result_of(
-    setup: Setup,
-    dense: tuple[float, float | None],
-    winner: Candidate,
-    uniform: Candidate,
-    readings: Mapping[str, Reading],
-    memory: Mapping[str, int | None],
-    search: Mapping[str, Any],
-    proxy: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What `result.json` holds; a figure that was not measured is None.
-
-    dense: the dense model's `accuracies`. readings: of `dense`, and of `best` and `uniform` where these were measured.
-    memory: of the activations of the same three, bytes. proxy: what the score is worth.
-    """
-    dense_figures = {
-        "accuracy": dense[0],
-        "test_accuracy": dense[1],
-        **_analytic(setup, setup.problem.budget.dense),
-        "memory": memory["dense"],
-        "latency_ms": readings["dense"].median_ms if "dense" in readings else None,
-    }
-    return {
-        "schema_version": 1,
-        "settings": setup.settings.as_json(),
-        "budget": [info.model_dump() for info in budget_infos(setup, winner.widths, readings.get("best"))],
-        "dense": dense_figures,
-        "best": _figures(setup, winner, "best", readings, memory),
-        "uniform": _figures(setup, uniform, "uniform" if "uniform" in memory else "best", readings, memory),
-        "proxy": dict(proxy),
-        "search": dict(search),
-    }
-
-
-def _figures(
-    setup: Setup, candidate: Candidate, file: str, readings: Mapping[str, Reading], memory: Mapping[str, int | None]
-) -> dict[str, Any]:
-    """The latency in ms is the dense model's times the paired ratio, so that it says the same as the speed-up."""
-    reading = readings.get(file)
-    dense_ms = readings["dense"].median_ms if "dense" in readings else None
-    return {
-        "source": candidate.source,
-        "accuracy": candidate.accuracy,
-        "test_accuracy": candidate.test_accuracy,
-        **_analytic(setup, setup.problem.widths(candidate.widths)),
-        "memory": memory[file],
-        "latency_ms": reading.ratio * dense_ms if reading and dense_ms else None,
-        "latency_predicted_ms": _predicted(setup, candidate, dense_ms),
-        "speedup": reading.speedup if reading else None,
-        "speedup_ci95": list(reading.speedup_ci95) if reading else None,
-        "widths": dict(candidate.widths),
-    }
-
-
-def _predicted(setup: Setup, candidate: Candidate, dense_ms: float | None) -> float | None:
-    """Like the measured one it is a ratio of the dense model's, which takes more on a day when the machine is busy."""
-    if setup.bench is None:
-        return None
-    cost = setup.bench.cost
-    return cost.ratio(setup.problem.widths(candidate.widths)) * (dense_ms or cost.dense)
-
-
-def _analytic(setup: Setup, widths: Any) -> dict[str, float]:
-    return {name: value for name, value in spent(setup.costs, widths).items() if name in ("flops", "params", "size")}
-
-
-def budget_infos(setup: Setup, widths: WidthsByName, reading: Reading | None = None) -> list[BudgetInfo]:
-    """Every limit, and what a policy spends of it: of latency, as measured, and None where it was not."""
-    ordered = setup.problem.widths(widths)
-    infos = []
-    for limit in setup.problem.budget.limits:
-        achieved: float | None
-        met: bool | None
-        if limit.cost.name == "latency":
-            achieved = reading.ratio * limit.dense if reading else None
-            met = within(reading, limit) if reading else None
-        else:
-            achieved = limit.cost(ordered)
-            met = achieved <= limit.value
-        infos.append(
-            BudgetInfo(cost=limit.cost.name, limit=limit.value, fraction=limit.fraction, achieved=achieved, met=met)
-        )
-    return infos
-
-
-def policy_of(setup: Setup, candidate: Candidate, trials: int, versions: Mapping[str, str]) -> Policy:
-    """The policy file's content: nothing in it differs between two equal runs."""
-    kept = kept_units(setup.order, candidate.widths)
-    settings, costs = setup.settings, _analytic(setup, setup.problem.widths(candidate.widths))
-    return Policy(
-        model=model_info(setup.loaded),
-        groups=[
-            GroupPolicy(
-                name=group.name,
-                kind=group.kind,
-                channels=group.channels,
-                width=candidate.widths[group.name],
-                keep_ratio=candidate.widths[group.name] / group.channels,
-                kept=kept[group.name].tolist(),
-                members=list(group.members),
-            )
-            for group in setup.structure.groups
-        ],
-        importance=settings.importance,
-        budget=[_without_times(info, setup) for info in budget_infos(setup, candidate.widths)],
-        result={"source": candidate.source, "accuracy": candidate.accuracy, **costs},
-        search={"strategy": settings.strategy, "reward": settings.reward, "trials": trials, "seed": settings.seed},
-        versions=dict(versions),
-    )
-
-
-def _without_times(info: BudgetInfo, setup: Setup) -> BudgetInfo:
-    """Of a latency limit, what the user wrote: a fraction or milliseconds. The other is made with a measured one."""
-    if info.cost != "latency":
-        return info
-    [spec] = (spec for spec in parse_budget(setup.settings.budget) if spec.cost == "latency")
-    return info.model_copy(update={"limit": None} if spec.fraction else {"fraction": None})
-
-
-def model_info(loaded: Loaded) -> ModelInfo:
-    """The dense model as a policy file names it."""
-    inputs = loaded.inputs
-    tensors = list(inputs.values()) if isinstance(inputs, dict) else list(inputs)
-    return ModelInfo(
-        name=loaded.name,
-        inputs=[
-            InputInfo(name=name, shape=list(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in zip(loaded.input_names, tensors, strict=True)
-        ],
-        structure_sha256=structure_sha256(loaded.model),
-        weights_sha256=weights_sha256(loaded.model),
-    )

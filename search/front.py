@@ -23,8 +23,6 @@ from optuna.trial import FrozenTrial, TrialState
 from amc.budget import Budget
 from amc.catalog import ALONE
 from amc.errors import UsageError
-from amc.evaluate import kept_units
-from amc.policy import Policy
 from amc.problem import Outcome, Problem, Worth
 from search.settings import Settings
 from search.strategies import make_sampler
@@ -57,7 +55,7 @@ class FrontProblem(Problem):
                 "search several budgets, each with --warm-start"
             )
         super().__init__(problem.groups, problem.budget, problem._evaluate, costs=problem.costs)
-        self.given = replace(limits[0], share=None)  # of every trial's limit it is another
+        self.given = replace(limits[0], share=None)  # each trial has a limit, and so a share, of its own
         self.lowest = self.given.fraction
         dense = Budget(self.groups, [replace(self.given, value=self.given.dense)])
         shares = np.linspace(0, 1, REFERENCES)
@@ -188,28 +186,3 @@ def with_front(found: SearchResult, study: optuna.Study, problem: FrontProblem, 
     whole = front(study, problem)
     allowed = [outcome for outcome in whole if given.budget.met(given.widths(outcome.widths))]
     return replace(found, best=allowed[-1] if allowed else None, front=tuple(whole))
-
-
-def front_policy(like: Policy, outcome: Outcome, order: Mapping[str, np.ndarray]) -> Policy:
-    """A policy file of one of a front's policies, made from another policy of the run; it was scored, no more."""
-    kept = kept_units(order, outcome.widths)
-    groups = [
-        group.model_copy(
-            update={
-                "width": outcome.widths[group.name],
-                "keep_ratio": outcome.widths[group.name] / group.channels,
-                "kept": kept[group.name].tolist(),
-            }
-        )
-        for group in like.groups
-    ]
-    result = {"source": "search", "score": outcome.accuracy, **outcome.costs}
-    return like.model_copy(update={"groups": groups, "budget": [], "result": result})
-
-
-def front_lines(files: Mapping[str, Outcome]) -> list[dict[str, Any]]:
-    """What `result.json` says of a front: the files of its policies, their scores and costs, cheapest first."""
-    return [
-        {"policy": name, "score": outcome.accuracy, **outcome.costs, "widths": dict(outcome.widths)}
-        for name, outcome in files.items()
-    ]

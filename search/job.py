@@ -19,9 +19,9 @@ from torch import nn
 
 from amc.catalog import ALONE
 from amc.data import Data
-from amc.datasets import FolderSplit
 from amc.errors import AmcError, Interrupted, ModelError, SearchFailed, UsageError
 from amc.evaluate import Metric, Tune, out_of_memory
+from amc.folders import FolderSplit
 from amc.seeding import threads
 from amc.userfile import describe
 from search.compose import Setup, with_objects

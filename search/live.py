@@ -22,7 +22,7 @@ from amc.catalog import ALONE
 from amc.problem import Outcome, Problem
 from search.display import EVERY, Display, Pace
 from search.numbers import duration, maximized, metric_name
-from search.storage import patiently
+from search.shared import patiently
 from search.strategies.base import told
 from search.study import outcome_of
 

@@ -23,7 +23,8 @@ from search.live import watching
 from search.run_directory import STUDY, TABLE, RunDirectory
 from search.settings import Settings, shared_names
 from search.settle import FINALISTS, ranked, settle
-from search.storage import Leases, copy_study, open_shared, open_storage, released
+from search.shared import Leases, open_shared
+from search.storage import copy_study, open_storage, released
 from search.strategies import make_sampler
 from search.strategies.moves import MovingSampler
 from search.study import Progress, SearchResult, open_study, search

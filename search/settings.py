@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from amc.catalog import CRITERIA, DATASETS, MODELS, PRECISIONS, REWARDS
+from amc.catalog import CRITERIA, PRECISIONS, REWARDS
 from amc.errors import UsageError
 from amc.registry import Registry, suggest
 from search.engines import ENGINES
@@ -27,8 +27,8 @@ MAX_THREADS = 1024
 def option(default: Any, group: str, text: str, **more: Any) -> Any:
     """A field of the settings, with what the command line needs to know of it.
 
-    more: `parse` (text -> value), `nargs`, `flag` (there or not), `metavar`, `choices` (a registry), `resume` (may
-        change on resume).
+    more: `parse` (text -> value), `nargs`, `flag` (there or not), `metavar`, `repeat`, `choices` (a registry),
+        `resume` (may change on resume).
     """
     return field(default=default, metadata={"group": group, "help": text, **more})
 
@@ -54,7 +54,7 @@ def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
     return read
 
 
-def number(low: float, high: float = float("inf")) -> Callable[[str], float]:
+def number(low: float, high: float) -> Callable[[str], float]:
     """A reader of numbers in [low, high]."""
 
     def read(text: str) -> float:
@@ -91,7 +91,6 @@ class Settings:
         "digits_resnet",
         "model",
         "built-in name, torchvision:NAME, timm:NAME, hf:DIR, FILE.py:FACTORY or PACKAGE.MODULE:FACTORY",
-        registry=MODELS,
     )
     weights: str | None = option(None, "model", "state dict: .safetensors, .pt, .pth or .th", metavar="FILE")
     input_shape: tuple[int, ...] | None = option(
@@ -106,7 +105,6 @@ class Settings:
         "digits",
         "data",
         "digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, npz:FILE or FILE.py:FACTORY",
-        registry=DATASETS,
     )
     mean: tuple[float, ...] | None = option(
         None,

@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 from amc.errors import AmcError, RunError, SearchFailed
 from amc.problem import Outcome, Problem, Worth
 from search.executor import Executor, Here, Score
-from search.storage import MOST_ATTEMPTS, Leases, patiently
+from search.shared import MOST_ATTEMPTS, Leases, patiently
 from search.strategies.base import Exhausted, search_space, told
 
 MOST_REPEATS = 50

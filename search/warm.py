@@ -19,7 +19,8 @@ from amc.policy import load_policy
 from amc.problem import Problem
 from amc.registry import suggest
 from search.run_directory import POLICY, STUDY
-from search.storage import Leases, stored_trials
+from search.shared import Leases
+from search.storage import stored_trials
 
 MOST = 10
 """Policies that are taken from a run: its final one, and the best of its trials."""

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from amc import cifar, datasets
+from amc import cifar, folders
 from amc.catalog import DATASETS
 from amc.data import Data, hold_out, load_data
 from amc.errors import DataError
@@ -182,7 +182,7 @@ def test_folder_sorts_classes_and_ignores_other_folders(tmp_path):
 @pytest.mark.parametrize("limit", [0, 2**30])
 def test_folder_gives_the_same_with_and_without_memory(tmp_path, monkeypatch, limit):
     root = folder(tmp_path)
-    monkeypatch.setattr(datasets, "CACHE_LIMIT", limit)
+    monkeypatch.setattr(folders, "CACHE_LIMIT", limit)
     split = load_data(f"imagefolder:{root}", mean=(0, 0, 0), std=(1, 1, 1)).train
     for _ in range(2):
         images, labels = split.batch([7, 1, 7])

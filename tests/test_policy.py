@@ -14,7 +14,7 @@ from amc.application import example_of
 from amc.errors import PolicyError
 from amc.models import load_model
 from amc.policy import GroupPolicy, InputInfo, ModelInfo, Policy, load_policy
-from search.finish import model_info
+from search.result import model_info
 
 GOLDEN = Path(__file__).parent / "golden" / "policy.json"
 

@@ -7,7 +7,8 @@ from optuna.trial import TrialState
 
 from benchmarks.faults.postgres import Postgres, Unavailable
 from benchmarks.faults.shared import campaign
-from search.storage import MOST_ATTEMPTS, Leases, copy_study, open_shared, open_storage
+from search.shared import MOST_ATTEMPTS, Leases, open_shared
+from search.storage import copy_study, open_storage
 from search.strategies import make_sampler
 from search.study import open_study, search
 from tests.synthetic import concave

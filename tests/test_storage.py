@@ -20,7 +20,8 @@ import search as package
 from amc.errors import RunError, UsageError
 from amc.files import disk_trouble
 from search.settings import Settings, without_password
-from search.storage import checked_url, open_storage, recoverable, stored_trials
+from search.shared import checked_url
+from search.storage import open_storage, recoverable, stored_trials
 from search.strategies import make_sampler
 from search.study import open_study, search
 from tests.synthetic import concave

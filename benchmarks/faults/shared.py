@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from sqlalchemy import text
 
 from benchmarks.faults.postgres import Postgres
-from search.storage import LEASE, open_shared
+from search.shared import LEASE, open_shared
 
 FOR_EVER = 10.0**6
 """Seconds of a lease that runs out only when the campaign ends it."""
@@ -32,7 +32,7 @@ FOR_EVER = 10.0**6
 def work(url: str, log: Path, trials: int, seconds: float, lease: float) -> None:
     """One worker: the real loop on a problem without a network; every evaluation leaves a line in `log`."""
     from amc.problem import Problem
-    from search.storage import Leases
+    from search.shared import Leases
     from search.strategies import make_sampler
     from search.study import open_study, search
     from tests.synthetic import concave
