@@ -12,15 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from amc.data import IMAGENET_MEAN, IMAGENET_STD
-from amc.evaluate import Evaluator, ScoreSettings
+from amc.evaluate import Evaluator, ScoreSettings, grade, split
 from amc.files import write_atomic
+from amc.problem import Worth
 from search.compose import Setup, compose
 from search.settings import settings_from
 
@@ -36,6 +39,9 @@ RUNGS = {
     "refitted": ScoreSettings(steps=0, reconstruct=True),
     "refitted, 8 steps": ScoreSettings(steps=8, reconstruct=True),
 }
+
+PARTS, PARTS_OF_FEW, DRAWS = 25, 20, 20
+"""Each of four batches of 500 images is cut into so many; so many of these parts are few images; so many times."""
 
 
 def main() -> None:
@@ -75,6 +81,7 @@ def main() -> None:
                 "accuracy": worth.accuracy,
                 "probability": worth.score,
                 "seconds": time.perf_counter() - start,
+                "few": few(evaluator.parts),
             }
             write_atomic(path, json.dumps(kept, indent=1) + "\n")
             print(rung, name, *worth, row["test"], flush=True)
@@ -94,10 +101,29 @@ def described(setup: Setup, policy: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def evaluator_of(setup: Setup, settings: ScoreSettings) -> Evaluator:
+class Recording(Evaluator):
+    """Keeps what the latest policy was worth on each part of the images."""
+
+    parts: Sequence[Worth] = ()
+
+    def grade(self, model: nn.Module, parts: int = 1) -> Worth:
+        """As ever."""
+        self.parts = [grade(model, [part]) for part in split(self._scored, PARTS)]
+        return super().grade(model, parts)
+
+
+def few(parts: Sequence[Worth]) -> dict[str, list[float]]:
+    """What a policy is worth on few images, drawn several times; the same ones for every policy."""
+    rng, worths = np.random.default_rng(0), np.array(parts)
+    drawn = [worths[rng.permutation(len(worths))[:PARTS_OF_FEW]].mean(axis=0) for _ in range(DRAWS)]
+    accuracies, probabilities = np.round(drawn, 6).T.tolist()
+    return {"accuracy": accuracies, "probability": probabilities}
+
+
+def evaluator_of(setup: Setup, settings: ScoreSettings) -> Recording:
     """The run's evaluator with another rung's settings."""
     old = setup.evaluator
-    return Evaluator(
+    return Recording(
         old.model,
         setup.structure,
         setup.order,

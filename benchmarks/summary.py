@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,13 @@ SCORES = """\
 scored by each rung on 2,000 images of the search split. Spearman's rank correlation of the score with the accuracy
 after fine-tuning (val and test pooled, 7,000 images), over all and over the best {best}; regret is what the score's
 first choice loses to the best policy, in points. `with capacity` adds {prior} standard deviations of the logarithm of
-the parameters, the prior that `search/calibration.py` starts from: what they are worth beside a score of 30 steps in a
-regression over the ResNet-20 policies (over those of this table: {own:.2f}). One seed of fine-tuning is noise of about
-0.15 points, so no score can reach 1, and neighbours change places from one CPU to another.{note}
+the parameters, the prior that `search/calibration.py` starts from: what they are worth beside the probability after 30
+steps in a regression over the ResNet-20 policies (over those of this table: {own:.2f}). One seed of fine-tuning is
+noise of about 0.15 points, so no score can reach 1, and neighbours change places from one CPU to another. *Probability*
+is the mean probability of the right class, what a search goes by. Figures for 400 images are means over 20 draws.{note}
 
-| score | all | best {best} | regret | with capacity: all | best {best} | regret |
-|---|---:|---:|---:|---:|---:|---:|
+| score | by | all | best {best} | regret | with capacity: all | best {best} | regret |
+|---|---|---:|---:|---:|---:|---:|---:|
 """
 
 TRIAL_COST = """\
@@ -93,7 +95,7 @@ def scores_section(kept: dict[str, Any]) -> str:
     truth = np.array([(2000 * row["val"] + 5000 * row["test"]) / 7000 for row in rows])
     params = standard(np.log([row["params"] for row in rows]))
     best = BEST if len(rows) > BEST else len(rows) // 2
-    usual = standard(np.array([row["scores"]["30 steps"]["accuracy"] for row in rows]))
+    usual = standard(np.array([row["scores"]["30 steps"]["probability"] for row in rows]))
     (of_score, of_params), *_ = np.linalg.lstsq(np.stack([usual, params], axis=1), truth - truth.mean(), rcond=None)
     text = SCORES.format(
         count=len(rows),
@@ -103,15 +105,28 @@ def scores_section(kept: dict[str, Any]) -> str:
         own=of_params / of_score,
         note=filled(kept),
     )
-    for rung in rows[0]["scores"]:
-        if all(rung in row["scores"] for row in rows):
-            score = np.array([row["scores"][rung]["accuracy"] for row in rows])
-            figures = [*worth(score, truth, best), *worth(standard(score) + PRIOR[1] * params, truth, best)]
-            text += f"| {rung} | " + " | ".join(f"{x:.2f}" for x in figures) + " |\n"
+    for name, by, draws in scores_of(rows):
+        both = [(*worth(score, truth, best), *worth(capacious(score, params), truth, best)) for score in draws]
+        text += f"| {name} | {by} | " + " | ".join(f"{x:.2f}" for x in np.mean(both, axis=0)) + " |\n"
     activations = -np.log([row["activations"] for row in rows])
     for name, free in (("parameters kept", params), ("few activations kept", activations)):
-        text += f"| {name} | " + " | ".join(f"{x:.2f}" for x in worth(free, truth, best)) + " | | | |\n"
+        text += f"| {name} | | " + " | ".join(f"{x:.2f}" for x in worth(free, truth, best)) + " | | | |\n"
     return text
+
+
+def scores_of(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """The scores that all policies have: name, by what, and `(draws, policies)`, of all images a single draw."""
+    for rung in rows[0]["scores"]:
+        found = [row["scores"].get(rung, {}) for row in rows]
+        for name, kept in ((rung, found), (f"{rung}, 400 images", [one.get("few", {}) for one in found])):
+            for by in ("probability", "accuracy"):
+                if all(by in one for one in kept):
+                    yield name, by, np.atleast_2d(np.array([one[by] for one in kept]).T)
+
+
+def capacious(score: np.ndarray, params: np.ndarray) -> np.ndarray:
+    """The score with what capacity is worth beforehand."""
+    return standard(score) + PRIOR[1] * params
 
 
 def worth(score: np.ndarray, truth: np.ndarray, count: int) -> tuple[float, float, float]:
