@@ -178,7 +178,8 @@ def convergence(runs: Mapping[str, Sequence[TrialRecord]], by: str, what: str = 
         for run, trials in runs.items()
     )
     alt = f"Best {label(what)} so far, by {by} of the search: {ends}."
-    note = f"Highest {label(what)} on the search split, as scored within the search"
+    means = " (mean probability of the right class)" if what == "soft accuracy" else ""
+    note = f"Highest {label(what)}{means} on the search split, as scored within the search"
     return _chart(figure, name, f"Best so far by {by}", note, alt)
 
 
