@@ -102,14 +102,14 @@ def described(setup: Setup, policy: dict[str, Any]) -> dict[str, Any]:
 
 
 class Recording(Evaluator):
-    """Keeps what the latest policy was worth on each part of the images."""
+    """Keeps what the latest policy was worth on each part of the images, which are equally large."""
 
     parts: Sequence[Worth] = ()
 
     def grade(self, model: nn.Module, parts: int = 1) -> Worth:
-        """As ever."""
+        """The mean over the parts."""
         self.parts = [grade(model, [part]) for part in split(self._scored, PARTS)]
-        return super().grade(model, parts)
+        return Worth(*np.mean(self.parts, axis=0).tolist())
 
 
 def few(parts: Sequence[Worth]) -> dict[str, list[float]]:
