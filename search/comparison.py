@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from search.finished import FinishedRun, ModelFigures, read_run
-from search.numbers import NAMES, maximized
-from search.report import dense_id, write_page
+from search.numbers import NAMES
+from search.report import dense_id, maximized_in, write_page
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,9 @@ def write_comparison(found: Comparison, page: Path) -> None:
         dense = (spent_dense, found.accuracy(first.dense)) if found.same_dense and spent_dense else None
         charts.append(figures.run_front(cost, found.points(cost), dense, found.metric))
     searched = {name: run.trials for name, run in found.runs.items() if run.trials}
-    rewards = {run.result.settings.get("reward", "accuracy") for run in found.runs.values()}
-    if searched and len(rewards) == 1:
-        what = maximized(rewards.pop(), found.metric)
-        charts += [figures.convergence(searched, by, what) for by in ("trial", "minute")]
+    maximized = {maximized_in(run.result, found.metric) for run in found.runs.values()}
+    if searched and len(maximized) == 1:
+        charts += [figures.convergence(searched, by, *maximized) for by in ("trial", "minute")]
     notes = [note for run in found.runs.values() for note in run.notes]
     values = {"title": f"{len(found.runs)} runs compared", "found": found, "charts": charts, "notes": notes}
     write_page(page, "compare.html.j2", values)

@@ -151,13 +151,12 @@ def compose(
     embedded = model is None and dense_weights is None and is_trained_here(settings)
     if embedded and not is_cached(settings.model, loaded_data):
         check_reachable([settings], loaded_data)
-    recovers = settings.score_steps or settings.finetune_epochs
     loaded = load_dense(
         settings,
         loaded_data,
         model=model,
         weights=dense_weights,
-        classifies=metric is None or (finetune is None and bool(recovers)),
+        classifies=metric is None or (finetune is None and settings.recovers()),
         display=display,
     )
     structure = trace_model(loaded, settings)

@@ -24,7 +24,9 @@ from search.settings import MAX_THREADS
 if TYPE_CHECKING:
     from search.sensitivity import Sensitivity
 
-NOT_COSTS = {"accuracy", "reward", "seconds"}
+REQUIRED = {"accuracy", "reward", "seconds"}
+NOT_COSTS = {*REQUIRED, "score"}
+"""Numbers that are stored with a trial beside its costs; trials of the first versions have no `score`."""
 
 Number = int | float
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -292,8 +294,8 @@ def read_trials(path: Path) -> tuple[TrialRecord, ...]:
     for trial, at in zip(ended, minutes, strict=True):
         count += trial.state in (TrialState.COMPLETE, TrialState.FAIL) and "repeat" not in trial.user_attrs
         stored = {name: value for name, value in trial.user_attrs.items() if _is_number(value)}
-        if trial.state == TrialState.COMPLETE and "repeat" not in trial.user_attrs and set(stored) >= NOT_COSTS:
-            costs = {name: float(value) for name, value in stored.items() if name not in {*NOT_COSTS, "score"}}
+        if trial.state == TrialState.COMPLETE and "repeat" not in trial.user_attrs and set(stored) >= REQUIRED:
+            costs = {name: float(value) for name, value in stored.items() if name not in NOT_COSTS}
             figures = (float(stored["accuracy"]), float(stored["reward"]), costs, float(stored["seconds"]), at)
             found.append(TrialRecord(trial.number, count, *figures))
     return tuple(found)

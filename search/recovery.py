@@ -31,13 +31,13 @@ def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetu
     unlabelled = [name for name, split in splits.items() if split.labels is None and split.batch([0])[1] is None]
     if "val" in unlabelled and metric is None:
         raise DataError("the `val` split has no labels, so there is no accuracy; give metric=…, a model's worth")
-    trains = settings.score_steps or settings.finetune_epochs
-    if "train" in unlabelled and finetune is None and trains:
+    trains = finetune is None and settings.recovers()
+    if "train" in unlabelled and trains:
         raise DataError(
             "the `train` split has no labels to fine-tune on; give finetune=… (your own training step), or leave "
             "recovery out by score_steps=0, finetune_epochs=0"
         )
-    read = {"val": metric is None, "train": finetune is None and bool(trains)}
+    read = {"val": metric is None, "train": trains}
     for name, split in splits.items():
         if read[name]:
             _check_labels(name, split)

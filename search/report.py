@@ -76,6 +76,11 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(**values)
 
 
+def maximized_in(result: RunResult, metric: str) -> str:
+    """What the search of a run maximized, in words; the first versions knew one reward."""
+    return maximized(result.settings.get("reward", "accuracy"), metric, bool(result.front))
+
+
 def report_of(run: FinishedRun) -> dict[str, Any]:
     """What the page shows, by the names of the template."""
     from search import figures
@@ -84,7 +89,7 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
     resolved = run.settings.resolved
     widths = [(name, count) for name, count in run.channels.items() if name in result.best.widths]
     metric = result.search.metric
-    what = maximized(result.settings.get("reward", "accuracy"), metric, bool(result.front))
+    what = maximized_in(result, metric)
     charts: dict[str, list[figures.Chart]] = {part: [] for part in PARTS}
     charts["layers"] = [chart for kind in ("flops", "ms") if (chart := figures.layer_bars(result.layers, kind))]
     if widths:

@@ -283,6 +283,10 @@ class Settings:
             return DEFAULT_TRIALS, DEFAULT_TIME_LIMIT
         return self.trials, self.time_limit
 
+    def recovers(self) -> bool:
+        """Whether candidates or the final models are fine-tuned."""
+        return bool(self.score_steps or self.finetune_epochs)
+
     def planned_trials(self) -> int:
         """How many trials a strategy may plan for."""
         return self.trials or DEFAULT_TRIALS

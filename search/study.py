@@ -406,7 +406,8 @@ def outcome_of(problem: Problem, trial: FrozenTrial) -> Outcome:
         raise RunError(f"trial {trial.number} of the study has no widths, or not those of its parameters")
     costs = {name: _number(trial, name) for name in problem.costs}
     accuracy = _number(trial, "accuracy")
-    worth = Worth(accuracy, _number(trial, "score") if "score" in trial.user_attrs else accuracy)  # new in 2026
+    score = _number(trial, "score") if "score" in trial.user_attrs else accuracy  # the first versions had none
+    worth = Worth(accuracy, score)
     if problem.revised:
         return problem.outcome(widths, worth)
     return Outcome(*worth, costs, _number(trial, "reward"), widths)
