@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amc.labels import Operand, along, stride, support
+from amc.labels import Factors, Operand, along, stride, support
 from amc.record import WeightUse
 
 if TYPE_CHECKING:
@@ -38,11 +38,26 @@ def _unchanged(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 
 
 def _copy(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
+    """What fills a slice of a tensor, all of its channels, labels the whole tensor (circular padding)."""
     target, source = args[0], args[1]
-    if not run.factors(target) and target.numel() < target.untyped_storage().nbytes() // target.element_size():
-        run.freeze([source], f"{run.where()} writes them into a part of another tensor")
-    else:
+    whole = target._base
+    if run.factors(target) or target.numel() == target.untyped_storage().nbytes() // target.element_size():
         pointwise(run, (target, source), {}, out)
+    elif whole is not None and source.shape == target.shape and _spans(target, whole, run.factors(source)):
+        run.set(target, run.factors(source))
+        run.set(whole, run.factors(source))
+    else:
+        run.freeze([source], f"{run.where()} writes them into a part of another tensor")
+
+
+def _spans(part: Tensor, whole: Tensor, factors: Factors) -> bool:
+    """Whether a slice has as many positions as its tensor along each axis with labels."""
+    axes = {axis for factor in factors for axis in support(factor)}
+    return (
+        part.ndim == whole.ndim
+        and part.stride() == whole.stride()
+        and all(part.shape[a] == whole.shape[a] for a in axes)
+    )
 
 
 def _permute(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:

@@ -115,6 +115,24 @@ class PaddedShortcutFixed(nn.Module):
         return self.head(y + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)))
 
 
+@topology((1, 3, 8, 8), stem=4, side=5, last=6)
+class WrittenInPlace(nn.Module):
+    """Fills a tensor part by part: circular padding does it, and so does a forward that joins halves of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.side, self.other = (nn.Conv2d(4, 5, 3, padding=1, padding_mode="circular") for _ in range(2))
+        self.last, self.head = nn.Conv2d(5, 6, 3), head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        up, down = self.side(x), self.other(x)
+        joined = up.new_zeros(up.shape)
+        joined[:, :, :4], joined[:, :, 4:] = up[:, :, :4], down[:, :, 4:]
+        return self.head(self.last(joined).relu())
+
+
 @topology((1, 3, 8, 8), a=4, b=5, c=6, last=7)
 class Inception(nn.Module):
     def __init__(self) -> None:
