@@ -98,9 +98,14 @@ class Limit:
     text: str = ""
     share: float | None = None
 
+    @property
+    def bound(self) -> float:
+        """What policies may spend: the limit less its margin."""
+        return self.value * (1 - self.margin)
+
     def met(self, widths: Sequence[int]) -> bool:
         """Whether a policy is within the limit, its margin left aside."""
-        return self.cost(widths) <= self.value * (1 - self.margin)
+        return self.cost(widths) <= self.bound
 
     @property
     def fraction(self) -> float:

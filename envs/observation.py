@@ -65,7 +65,7 @@ class Observer:
     def _latency_state(self, limit: Limit, decided: tuple[int, ...], now: int) -> tuple[float, float]:
         alone = (*self._full[:now], self._floor[now], *self._full[now + 1 :])
         least = limit.cost(decided + self._floor[len(decided) :])
-        return 1 - limit.cost(alone) / limit.dense, 1 - least / limit.value
+        return 1 - limit.cost(alone) / limit.dense, 1 - least / limit.bound
 
     def _static(self, index: int) -> np.ndarray:
         layer = self._groups[index].layer

@@ -99,6 +99,14 @@ def test_starts_are_within_the_budget_uniform_first_and_each_once():
     assert all(problem.budget.met(policy) for policy in policies)
 
 
+def test_what_a_policy_spends_is_of_what_the_margin_leaves():
+    groups = [group("a", 8), group("b", 8)]
+    first, both = (FunctionCost(name, "", cost) for name, cost in (("first", lambda w: w[0]), ("both", sum)))
+    budget = Budget(groups, [Limit(first, 8, 8, margin=0.5), Limit(both, 12, 16)])
+    spent = spending(Problem(groups, budget, lambda _: 0.0))
+    assert [spent(widths) for widths in ((4, 2), (4, 8), (6, 3))] == [1.0, 1.0, 1.5]
+
+
 def test_moves_change_the_policy_keep_the_budget_and_use_it_up():
     problem, _ = staged(4)
     policy, spent, rng = starts(problem)[2], spending(problem), np.random.default_rng(0)

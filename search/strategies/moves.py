@@ -113,7 +113,7 @@ def spending(problem: Problem) -> Callable[[Sequence[int]], float]:
     limits, channels = problem.budget.limits, sum(problem.budget.dense)
     if not limits:
         return lambda widths: sum(widths) / channels
-    return lambda widths: max(limit.cost(widths) / limit.value for limit in limits)
+    return lambda widths: max(limit.cost(widths) / limit.bound for limit in limits)
 
 
 def tilted(problem: Problem, growth: float) -> Widths:
