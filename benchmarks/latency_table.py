@@ -29,8 +29,9 @@ from amc.slim import slim
 from latency import LatencyCost, build_table, open_device, open_session, random_feeds
 from latency.paired import Reading, pooled
 from latency.predict import Predictor
+from latency.sampling import BATCH, SLOWED, Builder, draw, table_error
 from latency.slicing import first_kept, sliced
-from latency.table import BATCH, SLOWED, Conditions, Sample, _Builder, draw, table_error
+from latency.table import Sample
 
 REFERENCE, PASSES, VISITS = 0.3, 2, 3
 """Seconds for each policy that predictions are compared with, in how many passes, and how often."""
@@ -64,7 +65,7 @@ def check(name: str, policies: int, limit: float, seed: int) -> dict[str, object
     start = time.perf_counter()
     table = build_table(structure, files, dense, device, model=name, seed=seed, limit=limit, progress=say)
     seconds = time.perf_counter() - start
-    builder = _Builder(device, files, dense, Conditions(), seed)
+    builder = Builder(structure, files, dense, device, model=name, seed=seed)
     predictor = table.predictor(structure)
     slow = SLOWED * table.dense_ms
     taken = careful(builder, [draw(structure, rng) for _ in range(policies)], slow)
@@ -97,7 +98,7 @@ def check(name: str, policies: int, limit: float, seed: int) -> dict[str, object
     }
 
 
-def careful(builder: _Builder, policies: list[list[int]], slow: float) -> list[tuple[Sample, float]]:
+def careful(builder: Builder, policies: list[list[int]], slow: float) -> list[tuple[Sample, float]]:
     """Each policy measured on several visits, all of which count; and again while the dense model takes over `slow` ms.
 
     A visit of one policy may meet a neighbour's burst, or memory that lies badly; visits lie minutes apart.
@@ -113,7 +114,7 @@ def careful(builder: _Builder, policies: list[list[int]], slow: float) -> list[t
     ]
 
 
-def visit(builder: _Builder, policies: list[list[int]]) -> list[Reading]:
+def visit(builder: Builder, policies: list[list[int]]) -> list[Reading]:
     """One reading of each policy."""
     parts = [policies[at : at + BATCH] for at in range(0, len(policies), BATCH)]
     return [reading for part in parts for reading in builder.readings(part, REFERENCE, PASSES)]

@@ -12,7 +12,7 @@ _NAMES = {
     "LatencyCost": "cost",
     "LatencyTable": "table",
     "Reading": "paired",
-    "build_table": "table",
+    "build_table": "sampling",
     "measure": "paired",
     "open_device": "device",
     "open_session": "session",

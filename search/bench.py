@@ -18,7 +18,8 @@ from latency.cost import LatencyCost
 from latency.device import Device, TableDevice, open_device, short
 from latency.files import policy_files
 from latency.paired import Reading
-from latency.table import Conditions, LatencyTable, build_table
+from latency.sampling import build_table
+from latency.table import Conditions, LatencyTable
 from search.display import Display
 from search.settings import Settings
 

@@ -136,7 +136,7 @@ def reader(tmp_path, monkeypatch):
     """A folder as the pages presume it, and small settings in place of long ones."""
     from stable_baselines3 import DDPG
 
-    from latency import table
+    from latency.sampling import build_table
     from search import compose, job
 
     own = (ROOT / "docs" / "own-model.md").read_text()
@@ -151,7 +151,7 @@ def reader(tmp_path, monkeypatch):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
 
-    build_table, learn = table.build_table, DDPG.learn
+    learn = DDPG.learn
     monkeypatch.setattr(
         "search.bench.build_table", lambda *a, **o: build_table(*a, **{**o, "samples": 24, "held_out": 4})
     )

@@ -15,7 +15,8 @@ from amc.errors import DeviceError
 from amc.groups import Group, Layer, Slice, Structure, TensorInfo
 from latency import LatencyCost, LatencyTable, build_table, open_device
 from latency.cost import _wider
-from latency.table import SLOWED, Conditions, draw, steady, table_error
+from latency.sampling import SLOWED, draw, steady, table_error
+from latency.table import Conditions
 
 CHANNELS = (16, 32, 32, 48)
 SAMPLE = '{"widths": [1, 1, 1, 1], "ratio": 1.0},'
