@@ -24,23 +24,21 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
 
 import numpy as np
 import optuna
-from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import spearmanr
 
-from amc.documents import read_document
-from amc.errors import AmcError, RunError
+from amc.errors import AmcError
 from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
+from search.anchor_file import AnchorFile, Batch, Kept
 from search.calibration import Anchor, Lessons, calibrated
 from search.contenders import FEWEST, contenders, policies, smoothed, spread
 from search.display import Report
 from search.executor import Score
 from search.numbers import WEAK
-from search.run_directory import ANCHORS, RunDirectory
+from search.run_directory import RunDirectory
 from search.strategies.moves import Scored, Widths
 from search.study import SearchResult, outcomes
 
@@ -87,78 +85,6 @@ def trust(anchors: Sequence[Anchor]) -> float | None:
     return float(spearmanr(scores, accuracies)[0])
 
 
-class _Kept(BaseModel):
-    """One anchor as stored. seconds: that the search waited for it; evaluation_seconds: that it took a worker.
-
-    accuracy, reached: after its fine-tune, and as the search scores (the first versions had the accuracy alone).
-    score: smoothed, once the search has ended.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-    widths: dict[str, int]
-    steps: Annotated[int, Field(ge=1)]
-    accuracy: float
-    reached: float | None = None
-    seconds: Annotated[float, Field(ge=0)]
-    evaluation_seconds: Annotated[float, Field(ge=0)] | None = None
-    score: float | None = None
-
-
-def _reached(kept: _Kept) -> float:
-    return kept.accuracy if kept.reached is None else kept.reached
-
-
-def _busy(kept: _Kept) -> float:
-    """Of a worker; the first versions had none, and noted one time."""
-    return kept.seconds if kept.evaluation_seconds is None else kept.evaluation_seconds
-
-
-class _Batch(BaseModel):
-    """Policies that were chosen as anchors together, so that after a break the same ones are.
-
-    trials: different policies that were scored by then. half: in the middle of a search; there may be none.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-    trials: int
-    half: bool
-    steps: Annotated[int, Field(ge=0)]
-    policies: Annotated[tuple[dict[str, int], ...], Field(strict=False)]
-
-
-class _File(BaseModel):
-    """`anchors.json`. shared: those of the runs before this one in its sweep, a run each."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-    schema_version: Literal[1] = 1
-    anchors: tuple[_Kept, ...] = Field(default=(), strict=False)
-    batches: tuple[_Batch, ...] = Field(default=(), strict=False)
-    shared: tuple[Annotated[tuple[_Kept, ...], Field(strict=False)], ...] = Field(default=(), strict=False)
-
-
-def hand_on(source: RunDirectory, target: RunDirectory) -> None:
-    """Lets a run that begins learn from the anchors of a finished one, and of those that this one learned from.
-
-    They are sorted by their widths, so that the order in which workers finished changes nothing, not even a last digit.
-    """
-    found = _read(source)
-    scored = (kept for kept in found.anchors if kept.score is not None)
-    own = tuple(sorted(scored, key=lambda kept: (sorted(kept.widths.items()), kept.steps)))
-    shared = tuple(run for run in (*found.shared, own) if run)
-    if shared:
-        target.write_json(ANCHORS, _File(shared=shared).model_dump())
-
-
-def _read(directory: RunDirectory) -> _File:
-    if not (directory / ANCHORS).exists():
-        return _File()
-    try:
-        return read_document(directory / ANCHORS, _File, "run's file", RunError)
-    except RunError as error:
-        log.warning("%s; it is made again", error)
-        return _File()
-
-
 def _rewards(problem: Problem, scored: Sequence[Outcome], scores: np.ndarray) -> np.ndarray:
     """`(policies,)` rewards, were these their scores."""
     pairs = zip(scores, scored, strict=True)
@@ -184,7 +110,7 @@ class Chooser:
     ) -> None:
         self._directory, self._begin, self._at_once = directory, begin, at_once
         self._score_steps, self._rest = score_steps, rest
-        found = _read(directory)
+        found = AnchorFile.read(directory)
         self._kept, self._shared, self._batches = list(found.anchors), found.shared, list(found.batches)
         self._failed: list[dict[str, int]] = []
         self.anchors: tuple[Anchor, ...] = ()
@@ -256,7 +182,7 @@ class Chooser:
             found,
             best=scored[best],
             seconds=found.seconds + sum(kept.seconds for kept in self._kept),
-            evaluation_seconds=found.evaluation_seconds + sum(map(_busy, self._kept)),
+            evaluation_seconds=found.evaluation_seconds + sum(kept.busy for kept in self._kept),
         )
 
     def proxy(self) -> dict[str, object]:
@@ -280,7 +206,7 @@ class Chooser:
         planned: Plan,
         trials: int,
         half: bool = False,
-    ) -> _Batch:
+    ) -> Batch:
         """As many anchors as planned, less those that are there; after a break, the ones that were chosen before it."""
         self.steps = planned.steps
         for batch in self._batches:
@@ -293,13 +219,13 @@ class Chooser:
         failed = [i for i, each in enumerate(widths) if each in self._failed]
         chosen = spread(problem, scored, rewards, planned.count - len(there) - beyond, [*there, *failed])
         named = tuple(widths[i] for i in chosen)
-        batch = _Batch(trials=trials, half=half, steps=planned.steps, policies=named)
+        batch = Batch(trials=trials, half=half, steps=planned.steps, policies=named)
         if half or chosen:
             self._batches.append(batch)
             self._write()
         return batch
 
-    def _fine_tune(self, batch: _Batch, report: Report) -> None:
+    def _fine_tune(self, batch: Batch, report: Report) -> None:
         """Fine-tunes what was not."""
         done = [kept.widths for kept in self._tuned(batch.steps)] + self._failed
         left = deque(widths for widths in batch.policies if widths not in done)
@@ -325,7 +251,7 @@ class Chooser:
                     since = time.perf_counter()
         report(len(batch.policies), len(batch.policies))
 
-    def _tuned(self, steps: int) -> list[_Kept]:
+    def _tuned(self, steps: int) -> list[Kept]:
         """What was fine-tuned for so many steps, for this run and those before it in a sweep, its own first."""
         return [kept for kept in itertools.chain(self._kept, *self._shared) if kept.steps == steps]
 
@@ -333,7 +259,7 @@ class Chooser:
         """Those of the known policies that were fine-tuned; of two fine-tunes, the run's own counts."""
         tuned = {problem.widths(kept.widths): kept for kept in reversed(self._tuned(self.steps))}
         return [
-            Anchor(widths, known[widths].score, _reached(tuned[widths]), tuned[widths].accuracy)
+            Anchor(widths, known[widths].score, tuned[widths].end, tuned[widths].accuracy)
             for widths in known
             if widths in tuned
         ]
@@ -352,7 +278,7 @@ class Chooser:
         if not math.isfinite(accuracy):
             raise Diverged(f"its accuracy is {accuracy}")
         self._kept.append(
-            _Kept(
+            Kept(
                 widths=dict(widths),
                 steps=steps,
                 accuracy=accuracy,
@@ -380,13 +306,12 @@ class Chooser:
             if not alike:
                 continue
             params = [float(problem.costs["params"](problem.widths(kept.widths))) for kept in alike]
-            scores, reached = [kept.score for kept in alike], [_reached(kept) for kept in alike]
+            scores, reached = [kept.score for kept in alike], [kept.end for kept in alike]
             found.append(Lessons(np.array(scores), np.array(params), np.array(reached)))
         return found
 
     def _write(self) -> None:
-        kept = _File(anchors=tuple(self._kept), batches=tuple(self._batches), shared=self._shared)
-        self._directory.write_json(ANCHORS, kept.model_dump())
+        AnchorFile(anchors=tuple(self._kept), batches=tuple(self._batches), shared=self._shared).write(self._directory)
 
     def _say(self) -> None:
         correlation = trust(self.anchors)

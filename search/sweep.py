@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from amc.budget import parse_budget
 from amc.errors import AmcError, BudgetError, Interrupted, RunError, UsageError
 from amc.files import dump_json, write_atomic
-from search.anchors import hand_on
+from search.anchor_file import hand_on
 from search.display import Display
 from search.finished import read_document
 from search.run_directory import (

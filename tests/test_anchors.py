@@ -22,7 +22,8 @@ from amc.finetune import Diverged
 from amc.problem import Outcome, Problem
 from search import anchors as anchors_module
 from search import rounds
-from search.anchors import Begin, Chooser, Plan, hand_on, plan, trust
+from search.anchor_file import hand_on
+from search.anchors import Begin, Chooser, Plan, plan, trust
 from search.calibration import Anchor
 from search.contenders import contenders, policies, spread
 from search.executor import Score, done
