@@ -1,81 +1,22 @@
-"""The figures of a report: numbers in, SVG out, drawn by matplotlib and coloured by the page.
-
-Each figure is drawn for a light page in a fixed palette, and each colour is then replaced by a CSS variable, so that
-the page decides what is readable on its background. Text stays text: it takes the page's font and can be searched. The
-colours are those that colour-blind readers tell apart (Okabe and Ito, 2008), and shapes tell the same apart again.
-Matplotlib is loaded on use, and no state of the caller's is touched.
-"""
+"""The figures of a report: numbers in, a chart out."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup, escape
-
+from search.drawing import BEST, FAINT, FRONT, INK, SERIES, SMALL, TRIAL, UNIFORM, WIDE, Chart, chart, drawn
 from search.finished import Anchor, LayerFigures, TrialRecord
 from search.numbers import PREFIXES, UNITS, amount, name_of, worth_text
 
 if TYPE_CHECKING:
     from search.sensitivity import Sensitivity
 
-INK, FAINT, GROUND = "#1b1f24", "#d5d9de", "#fefefe"
-BEST, UNIFORM, FRONT, TRIAL, DENSE = "#0072b2", "#d55e00", "#009e73", "#7a8594", "#a8578a"
-SERIES = (BEST, UNIFORM, FRONT, DENSE, "#b07d00", "#56a0d0", "#50565e")
-VARIABLES = {
-    INK: "ink",
-    FAINT: "grid",
-    GROUND: "ground",
-    TRIAL: "trial",
-    **{colour: f"series-{i}" for i, colour in enumerate(SERIES)},
-}
-SMALL, WIDE = (5.4, 3.7), (11.0, 3.9)
-"""Inches, at 72 a pixel each on the page; a small figure is readable at the width of a phone."""
-
 FEW, LEVEL = 14, 8
 """So many names fit in a small figure, and so many of them without being turned up."""
 
 MANY = 3000
 """More marks than this become pixels: one element each would make the page slow."""
-
-STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.parse_math": False,  # names come from files
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.facecolor": "none",
-    "axes.formatter.useoffset": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.7,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "figure.facecolor": "none",
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure of the page. note: a line under the title. alt: what it shows, for those who can't see it."""
-
-    name: str
-    title: str
-    note: str
-    alt: str
-    svg: Markup
-    wide: bool = False
 
 
 def keep_ratios(channels: Mapping[str, int], best: Mapping[str, int], uniform: Mapping[str, int]) -> Chart:
@@ -84,7 +25,7 @@ def keep_ratios(channels: Mapping[str, int], best: Mapping[str, int], uniform: M
     ratios = [100 * best[name] / channels[name] for name in names]
     even = [100 * uniform[name] / channels[name] for name in names if name in uniform]
     wide = len(names) > FEW
-    with _figure("keep-ratios", WIDE if wide else SMALL) as (figure, axes):
+    with drawn("keep-ratios", WIDE if wide else SMALL) as (figure, axes):
         shown = [axes.bar(range(len(names)), ratios, color=BEST, width=0.72, label="best")]
         if len(even) == len(names):
             shown += axes.plot(
@@ -105,7 +46,7 @@ def keep_ratios(channels: Mapping[str, int], best: Mapping[str, int], uniform: M
         f"{label(low)} to {best[high]} of {channels[high]} in {label(high)}; the uniform policy is overlaid as a line."
     )
     note = "Share of its channels that each group keeps, from the model's input to its output"
-    return _chart(figure, "keep-ratios", "Where the channels went", note, alt, wide=wide)
+    return chart(figure, "keep-ratios", "Where the channels went", note, alt, wide=wide)
 
 
 def layer_bars(layers: Sequence[LayerFigures], what: str) -> Chart | None:
@@ -118,7 +59,7 @@ def layer_bars(layers: Sequence[LayerFigures], what: str) -> Chart | None:
     scale, prefix = next(((s, p) for s, p in PREFIXES if most >= s), (1.0, "")) if what == "flops" else (1.0, "")
     unit = f"{prefix} MACs".strip() if what == "flops" else "ms"
     name, wide, at = f"layer-{what}", len(rows) > FEW, range(len(rows))
-    with _figure(name, WIDE if wide else SMALL) as (figure, axes):
+    with drawn(name, WIDE if wide else SMALL) as (figure, axes):
         shown = [
             axes.bar([i - 0.2 for i in at], [row[1] / scale for row in rows], color=TRIAL, width=0.4, label="dense"),
             axes.bar([i + 0.2 for i in at], [row[2] / scale for row in rows], color=BEST, width=0.4, label="best"),
@@ -137,7 +78,7 @@ def layer_bars(layers: Sequence[LayerFigures], what: str) -> Chart | None:
         if what == "flops"
         else "ONNX Runtime's own profile, before and after; profiling slows it down a little, and fused layers share"
     )
-    return _chart(figure, name, title, note, alt, wide=wide)
+    return chart(figure, name, title, note, alt, wide=wide)
 
 
 def _name_groups(axes: Any, names: Sequence[str], *, wide: bool, start: float = 0.0) -> None:
@@ -161,8 +102,8 @@ def best_so_far(trials: Sequence[TrialRecord]) -> list[float]:
 
 def convergence(runs: Mapping[str, Sequence[TrialRecord]], by: str, what: str = "accuracy") -> Chart:
     """Best so far by `trial` or by `minute` of search, of one run (with its trials) or of several. what: the reward."""
-    name, scale = f"best-by-{by}", _scale(what, runs.values())
-    with _figure(name, SMALL) as (figure, axes):
+    name, scale = f"best-by-{by}", _scale(what, (trial.reward for trials in runs.values() for trial in trials))
+    with drawn(name, SMALL) as (figure, axes):
         for i, (run, trials) in enumerate(runs.items()):
             x = [t.minutes for t in trials] if by == "minute" else [t.count for t in trials]
             if len(runs) == 1:
@@ -180,7 +121,7 @@ def convergence(runs: Mapping[str, Sequence[TrialRecord]], by: str, what: str = 
     alt = f"Best {label(what)} so far, by {by} of the search: {ends}."
     means = " (mean probability of the right class)" if what == "soft accuracy" else ""
     note = f"Highest {label(what)}{means} on the search split, as scored within the search"
-    return _chart(figure, name, f"Best so far by {by}", note, alt)
+    return chart(figure, name, f"Best so far by {by}", note, alt)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -197,9 +138,9 @@ def trade_off(cost: str, trials: Sequence[TrialRecord], dense: float | None, met
     """Accuracy (or the metric) against one cost over all trials, with the front. dense: the dense model's cost."""
     points = [(trial.costs[cost], trial.accuracy) for trial in trials]
     front = [points[i] for i in pareto_front(points)]
-    name, scale = f"trade-off-{cost}", _scale(metric, [trials])
+    name, scale = f"trade-off-{cost}", _scale(metric, (accuracy for _, accuracy in points))
     of = (lambda value: 100 * value / dense) if dense else (lambda value: value)
-    with _figure(name, SMALL) as (figure, axes):
+    with drawn(name, SMALL) as (figure, axes):
         floor = _cloud(axes, [of(x) for x, _ in points], [scale * y for _, y in points])
         x, y = [of(x) for x, _ in front], [scale * y for _, y in front]
         axes.plot(x, y, "s-", color=FRONT, markersize=5, drawstyle="steps-post", label="Pareto front")
@@ -217,7 +158,7 @@ def trade_off(cost: str, trials: Sequence[TrialRecord], dense: float | None, met
     )
     title = f"{capital(metric)} against {name_of(cost)}"
     alt = f"{title} of {len(points)} trials; {len(front)} are on the Pareto front, from {ends}."
-    return _chart(figure, name, title, "Every trial, as scored within the search", alt)
+    return chart(figure, name, title, "Every trial, as scored within the search", alt)
 
 
 def run_front(
@@ -229,9 +170,9 @@ def run_front(
     """Accuracy against a cost over runs, with the Pareto front. dense: the (cost, accuracy) of what they all pruned."""
     names, values = list(points), list(points.values())
     front = [values[i] for i in pareto_front(values)]
-    scale = 100 if metric == "accuracy" and all(0 <= accuracy <= 1 for _, accuracy in values) else 1
+    scale = _scale(metric, (accuracy for _, accuracy in values))
     prefix_scale, prefix = next(((s, p) for s, p in PREFIXES if max(v[0] for v in values) >= s), (1.0, ""))
-    with _figure(f"front-{cost}", SMALL) as (figure, axes):
+    with drawn(f"front-{cost}", SMALL) as (figure, axes):
         x, y = [point[0] / prefix_scale for point in front], [scale * point[1] for point in front]
         axes.plot(x, y, "-", color=FRONT, drawstyle="steps-post", linewidth=1.5, label="Pareto front", zorder=1)
         for i, (run, (spent, accuracy)) in enumerate(points.items()):
@@ -248,14 +189,13 @@ def run_front(
     on_it = ", ".join(label(names[i]) for i in pareto_front(values))
     title = f"{capital(metric)} against {name_of(cost)}"
     alt = f"{title} of {len(points)} runs. On the Pareto front: {on_it}."
-    return _chart(figure, f"front-{cost}", title, "A mark is the result of a run", alt)
+    return chart(figure, f"front-{cost}", title, "A mark is the result of a run", alt)
 
 
 def proxy_scatter(anchors: Sequence[Anchor], spearman: float | None, metric: str = "accuracy", steps: int = 0) -> Chart:
     """The score within the search against the accuracy after a fine-tuning of `steps` steps, one point an anchor."""
-    shares = all(0 <= a.score <= 1 and 0 <= a.accuracy <= 1 for a in anchors)
-    scale = 100 if shares and metric == "accuracy" else 1
-    with _figure("proxy", SMALL) as (figure, axes):
+    scale = _scale(metric, (worth for anchor in anchors for worth in (anchor.score, anchor.accuracy)))
+    with drawn("proxy", SMALL) as (figure, axes):
         x, y = [scale * anchor.score for anchor in anchors], [scale * anchor.accuracy for anchor in anchors]
         axes.plot(x, y, "o", color=BEST, markersize=5)
         axes.set(
@@ -265,12 +205,12 @@ def proxy_scatter(anchors: Sequence[Anchor], spearman: float | None, metric: str
     rank = "" if spearman is None else f" Their ranks correlate by {spearman:.3f} (Spearman)."
     alt = f"Score in the search against accuracy after fine-tuning, of {len(anchors)} policies.{rank}"
     note = f"{len(anchors)} policies, fine-tuned for longer{f', {steps} steps' if steps else ''}.{rank}"
-    return _chart(figure, "proxy", "What the score is worth", note, alt)
+    return chart(figure, "proxy", "What the score is worth", note, alt)
 
 
 def latency_scatter(points: Mapping[str, tuple[float, float]], conditions: str = "") -> Chart:
     """Predicted against measured latency in ms, by model; on the diagonal, they agree. conditions: of measuring."""
-    with _figure("latency", SMALL) as (figure, axes):
+    with drawn("latency", SMALL) as (figure, axes):
         values = [value for point in points.values() for value in point]
         ends = [0.95 * min(values), 1.05 * max(values)]
         axes.plot(ends, ends, "--", color=TRIAL, linewidth=1, label="equal")
@@ -281,7 +221,7 @@ def latency_scatter(points: Mapping[str, tuple[float, float]], conditions: str =
         axes.locator_params(nbins=5)
         figure.legend(loc="outside upper left", ncols=3)
     each = "; ".join(f"{label(name)}: {p:.4g} ms predicted, {m:.4g} ms measured" for name, (p, m) in points.items())
-    return _chart(figure, "latency", "Predicted and measured latency", conditions, f"{each}.")
+    return chart(figure, "latency", "Predicted and measured latency", conditions, f"{each}.")
 
 
 def sensitivity_map(found: Sensitivity, metric: str = "accuracy") -> Chart:
@@ -289,12 +229,11 @@ def sensitivity_map(found: Sensitivity, metric: str = "accuracy") -> Chart:
     import numpy as np
 
     scored = {group.name: [a for a in group.accuracy if a is not None] for group in found.groups}
-    shares = metric == "accuracy" and all(0 <= a <= 1 for worths in scored.values() for a in worths)
-    scale = 100 if shares else 1
+    scale = _scale(metric, (worth for worths in scored.values() for worth in worths))
     grid = scale * np.array([group.accuracy for group in found.groups], dtype=float).T  # None is NaN, and stays blank
     names = [group.name for group in found.groups]
     wide = len(names) > FEW
-    with _figure("sensitivity", WIDE if wide else SMALL) as (figure, axes):
+    with drawn("sensitivity", WIDE if wide else SMALL) as (figure, axes):
         mesh = axes.pcolormesh(grid, cmap="cividis", edgecolors="face", linewidth=0.3, rasterized=grid.size > MANY)
         _name_groups(axes, names, wide=wide, start=0.5)
         axes.set_yticks([i + 0.5 for i in range(len(found.ratios))], [f"{100 * ratio:.3g}" for ratio in found.ratios])
@@ -310,7 +249,7 @@ def sensitivity_map(found: Sensitivity, metric: str = "accuracy") -> Chart:
     )
     if bool(np.isnan(grid).any()):
         note += "; grey: could not be scored"
-    return _chart(figure, "sensitivity", "How sensitive each group is", note, alt, wide=wide)
+    return chart(figure, "sensitivity", "How sensitive each group is", note, alt, wide=wide)
 
 
 def capital(text: str) -> str:
@@ -350,48 +289,10 @@ def _cloud(axes: Any, x: Sequence[float], y: Sequence[float]) -> float | None:
     return floor
 
 
-def _scale(what: str, runs: Any) -> int:
+def _scale(what: str, worths: Iterable[float]) -> int:
     """100 where accuracies are shown, and are shares; a metric of the user's own, or a reward, is shown as it is."""
-    shares = all(0 <= trial.accuracy <= 1 for trials in runs for trial in trials)
-    return 100 if what in ("accuracy", "soft accuracy") and shares else 1
+    return 100 if what in ("accuracy", "soft accuracy") and all(0 <= worth <= 1 for worth in worths) else 1
 
 
 def _with_percent(what: str, scale: int) -> str:
     return f"{what}, %" if scale == 100 else what
-
-
-@contextmanager
-def _figure(name: str, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes in our style, whatever the user's own is; it becomes SVG when the body ends."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
-
-    with warnings.catch_warnings(), style.context(["default", {**STYLE, "svg.hashsalt": name}]):
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has the letter, and draws it
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure, figure.add_subplot()
-        text = io.StringIO()
-        figure.savefig(text, format="svg", dpi=144, metadata={"Date": None, "Creator": None})
-        figure.svg = text.getvalue()  # type: ignore[attr-defined]
-
-
-def _chart(figure: Any, name: str, title: str, note: str, alt: str, *, wide: bool = False) -> Chart:
-    return Chart(name, title, note, alt, _for_page(figure.svg, alt), wide)
-
-
-def _for_page(svg: str, alt: str) -> Markup:
-    """A stand-alone SVG file as a part of a page: without prologue, size, names that clash, or colours of its own."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>|<defs>\s*</defs>", "", svg, flags=re.S)
-    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
-    box = re.search(r'viewBox="[^"]*"', svg)
-    size = box[0] if box else ""
-    head = f'<svg {size} xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label="{escape(alt)}"'
-    svg = re.sub(r"^<svg[^>]*", lambda _: head, svg)
-    return Markup(re.sub(r"(fill|stroke): (#[0-9a-f]{6})", _variable, svg))
-
-
-def _variable(found: re.Match[str]) -> str:
-    """`fill: var(--ink, #1b1f24)` for `fill: #1b1f24`; the colours of a colour map stay."""
-    known = VARIABLES.get(found[2])
-    return f"{found[1]}: var(--{known}, {found[2]})" if known else found[0]

@@ -15,6 +15,7 @@ from typing import Any
 
 from amc.files import write_atomic
 from search.commands import apply_command, changed, commands
+from search.drawing import Chart
 from search.finished import BudgetLine, FinishedRun, ModelFigures, RunResult, TrialRecord, read_run
 from search.numbers import (
     NAMES,
@@ -90,7 +91,7 @@ def report_of(run: FinishedRun) -> dict[str, Any]:
     widths = [(name, count) for name, count in run.channels.items() if name in result.best.widths]
     metric = result.search.metric
     what = maximized_in(result, metric)
-    charts: dict[str, list[figures.Chart]] = {part: [] for part in PARTS}
+    charts: dict[str, list[Chart]] = {part: [] for part in PARTS}
     charts["layers"] = [chart for kind in ("flops", "ms") if (chart := figures.layer_bars(result.layers, kind))]
     if widths:
         charts["channels"] = [figures.keep_ratios(dict(widths), result.best.widths, result.uniform.widths)]
