@@ -8,13 +8,10 @@ policy (batches, images, the order of channels) is made once and stays in memory
 
 from __future__ import annotations
 
-import gc
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,19 +22,17 @@ from amc.finetune import IGNORED, Batch, Split, check_classes, draw, train
 from amc.forward import call, device_of, logits, to_device
 from amc.groups import Structure
 from amc.layout import arranged
+from amc.memory import in_parts, part_of, split
 from amc.problem import WidthsByName, Worth
 from amc.reconstruct import gather, refit
 from amc.seeding import seeded
 from amc.slim import slim
 
-T = TypeVar("T")
 Metric = Callable[[nn.Module], float]
 Tune = Callable[[nn.Module, int], object]
 """Trains a model in place for so many steps."""
 Watch = Callable[[str, int, int], object]
 """Called with (rung, steps done, steps in all) while a policy is scored."""
-
-log = logging.getLogger("amc")
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ class Evaluator:
     def __call__(self, widths: WidthsByName) -> Worth:
         """What a policy is worth, the same each time. Where memory runs out, batches are halved, up to three times."""
         with seeded(self._seed, "evaluate"):
-            return patiently(partial(self._score, widths))
+            return in_parts(partial(self._score, widths))
 
     def _score(self, widths: WidthsByName, parts: int) -> Worth:
         """Its worth, with every batch in so many parts; each is a step of its own."""
@@ -138,7 +133,7 @@ class Evaluator:
             return self._worth(self.candidate(widths), batches, smaller, "fine-tune", parts)
 
         with seeded(self._seed, "evaluate"):
-            return patiently(tried)
+            return in_parts(tried)
 
     def _worth(self, candidate: nn.Module, batches: Iterable[Batch], steps: int, rung: str, parts: int = 1) -> Worth:
         """What a candidate is worth after so many steps on `batches`, or of the user's own, and recalibrated."""
@@ -191,57 +186,6 @@ class Evaluator:
 def kept_units(order: Mapping[str, np.ndarray], widths: WidthsByName) -> dict[str, np.ndarray]:
     """The units that each group keeps, ascending: the first `width` of its order."""
     return {name: np.sort(order[name][:width]) for name, width in widths.items()}
-
-
-def patiently(work: Callable[[int], T]) -> T:
-    """What `work(parts)` gives, with every batch in so many parts: whole, or where memory runs out in 2, 4 or 8."""
-    for parts in (1, 2, 4):
-        try:
-            return work(parts)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            log.warning("out of memory at %s of the batch size; trying half of that", Fraction(1, parts))
-        free_memory()  # after the handler, whose traceback holds on to the tensors
-    return work(8)
-
-
-def part_of(batch: int, parts: int) -> int:
-    """The size of one of so many parts of a batch; batch norm needs two examples."""
-    return min(max(batch // parts, 2), batch)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, as Python, torch's CPU allocator or CUDA say it."""
-    said = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error).lower() for text in said)
-
-
-def free_memory() -> None:
-    """Gives back what nobody uses."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def split(batches: Sequence[Batch], parts: int) -> list[Batch]:
-    """Every batch in so many parts of nearly equal size; one that has fewer than two examples a part stays whole."""
-    return [part for batch in batches for part in _parts(batch, parts)] if parts > 1 else list(batches)
-
-
-def _parts(batch: Batch, parts: int) -> list[Batch]:
-    inputs, labels = batch
-    if labels is None or len(labels) < 2 * parts:
-        return [batch]
-
-    def cut(value: Any) -> list[Any]:
-        if isinstance(value, torch.Tensor):
-            return list(torch.tensor_split(value, parts))
-        if isinstance(value, Mapping):
-            return [dict(zip(value, each, strict=True)) for each in zip(*map(cut, value.values()), strict=True)]
-        return list(zip(*map(cut, value), strict=True))
-
-    return list(zip(cut(inputs), cut(labels), strict=True))
 
 
 def in_memory(

@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from amc.data import IMAGENET_MEAN, IMAGENET_STD
-from amc.evaluate import Evaluator, ScoreSettings, grade, split
+from amc.evaluate import Evaluator, ScoreSettings, grade
 from amc.files import write_atomic
+from amc.memory import split
 from amc.problem import Worth
 from search.compose import Setup, compose
 from search.settings import settings_from

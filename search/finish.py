@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from amc.errors import DeviceError, ModelError, SearchFailed
-from amc.evaluate import accuracy, batches_of, part_of, patiently
+from amc.evaluate import accuracy, batches_of
 from amc.finetune import Diverged, finetune
 from amc.layout import arranged
+from amc.memory import in_parts, part_of
 from amc.problem import Outcome, WidthsByName
 from amc.seeding import seeded
 from amc.weights import load_weights, save_weights
@@ -127,7 +128,7 @@ def _finetuned(setup: Setup, widths: WidthsByName, report: Report) -> nn.Module:
 
     for lr in (settings.finetune_lr, settings.finetune_lr / 10):
         try:
-            model = patiently(partial(tried, lr))
+            model = in_parts(partial(tried, lr))
             if steps < SETTLED:
                 setup.evaluator.recalibrate(model)
             return model

@@ -20,8 +20,9 @@ from torch import nn
 from amc.catalog import ALONE
 from amc.data import Data
 from amc.errors import AmcError, Interrupted, ModelError, SearchFailed, UsageError
-from amc.evaluate import Metric, Tune, out_of_memory
+from amc.evaluate import Metric, Tune
 from amc.folders import FolderSplit
+from amc.memory import out_of_memory
 from amc.seeding import threads
 from amc.userfile import describe
 from search.compose import Setup, with_objects

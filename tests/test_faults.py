@@ -20,9 +20,9 @@ from torch import nn
 from amc import evaluate as evaluate_module
 from amc import finetune as finetune_module
 from amc.errors import DataError, UsageError
-from amc.evaluate import split
 from amc.files import disk_trouble, read_json
 from amc.finetune import Diverged
+from amc.memory import split
 from amc.weights import save_weights
 from benchmarks.faults import hostile
 from benchmarks.faults.soak import soak
