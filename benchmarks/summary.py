@@ -34,14 +34,15 @@ are in [Strategies](strategies.md), criteria in [Importance criteria](criteria.m
 SCORES = """\
 ## What a score is worth: {title}
 
-{count} policies of {title} that keep about half of the FLOPs were fine-tuned to the end (two epochs, one seed), and
-scored by each rung on 2,000 images of the search split. Spearman's rank correlation of the score with the accuracy
-after fine-tuning (val and test pooled, 7,000 images), over all and over the best {best}; regret is what the score's
-first choice loses to the best policy, in points. `with capacity` adds {prior} standard deviations of the logarithm of
-the parameters, the prior that `search/calibration.py` starts from: what they are worth beside the probability after 30
-steps in a regression over the ResNet-20 policies (over those of this table: {own:.2f}). One seed of fine-tuning is
-noise of about 0.15 points, so no score can reach 1, and neighbours change places from one CPU to another. *Probability*
-is the mean probability of the right class, what a search goes by. Figures for 400 images are means over 20 draws.{note}
+{count} policies of {title} that keep about half of the FLOPs were fine-tuned to the end (two epochs, one seed unless
+said), and scored by each rung on 2,000 images of the search split. Spearman's rank correlation of the score with the
+accuracy after fine-tuning (val and test pooled, 7,000 images), over all and over the best {best}; regret is what the
+score's first choice loses to the best policy, in points. `with capacity` adds {prior} standard deviations of the
+logarithm of the parameters, the prior that `search/calibration.py` starts from: what they are worth beside the
+probability after 30 steps in a regression over the ResNet-20 policies (over those of this table: {own:.2f}). One seed
+of fine-tuning is noise of about 0.15 points, so no score can reach 1, and neighbours change places from one CPU to
+another. *Probability* is the mean probability of the right class, what a search goes by. Figures for 400 images are
+means over 20 draws.{note}
 
 | score | by | all | best {best} | regret | with capacity: all | best {best} | regret |
 |---|---|---:|---:|---:|---:|---:|---:|

@@ -16,7 +16,7 @@ PRIOR, SLACK = (1.0, 0.3), (0.5, 0.5)
 """What score and parameters are worth, mean and standard deviation, in spreads of the score.
 
 On the published ResNet-20 policies, in a regression of the accuracy after 780 steps on a score of 30, parameters are
-worth 0.29. In one on those of ResNet-56 they are worth 0.08 (`docs/benchmarks.md`).
+worth 0.29. In one on those of ResNet-56 they are worth 0.12 (`docs/benchmarks.md`).
 """
 OWN = 0.5
 """The part of what the regression leaves of what an anchor reached that is its policy's own; the rest is luck."""
