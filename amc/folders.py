@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from amc.userfile import describe
 
 log = logging.getLogger("amc")
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 """Pillow's, with one channel beside transparency; `I;16` has several forms."""
 CACHE_LIMIT = 2**30
@@ -115,19 +115,35 @@ def _images(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
             f"{folder} and `train` have different class folders ({said}); rename them, "
             "or make an empty folder for a class without images there"
         )
-    found = []
+    found, others = [], []
     for label, name in enumerate(classes):
-        for parent, inner, names in os.walk(folder / name):
-            inner[:] = [each for each in inner if not each.startswith(".")]  # .ipynb_checkpoints holds copies
-            for file in names:
-                path = os.path.join(parent, file)
-                if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES and not file.startswith("."):
-                    size = os.stat(path).st_size if os.path.exists(path) else 0  # a link to nothing can't be read
-                    found.append((Path(path), label, size))
+        for path in _files(folder / name):
+            if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+                size = os.stat(path).st_size if os.path.exists(path) else 0  # a link to nothing can't be read
+                found.append((Path(path), label, size))
+            else:
+                others.append(path)
+    kinds = ", ".join(sorted(IMAGE_SUFFIXES))
     if not found:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"{folder} has no images in folders of one class each (of the kinds {kinds})")
+    if others:
+        log.warning(
+            "left out %d of %d files in %s, which are none of the kinds %s: %s; convert those that are images",
+            *(len(others), len(others) + len(found), folder, kinds, ", ".join(sorted(others)[:3])),
+        )
     return sorted(found, key=lambda entry: (entry[1], entry[0]))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """What is in a folder and the folders in it, linked ones too, each once; hidden ones are left out."""
+    seen = set()
+    for parent, inner, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # links may lead in a circle
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted(each for each in inner if not each.startswith("."))  # .ipynb_checkpoints holds copies
+        yield from (os.path.join(parent, file) for file in names if not file.startswith("."))
 
 
 def _look(paths: Iterable[Path]) -> tuple[tuple[int, int], bool]:

@@ -242,6 +242,21 @@ def test_names_in_no_encoding_are_read_and_links_to_nothing_left_out(tmp_path, c
     assert "left out an image that can't be read" in caplog.text
 
 
+def test_folder_reads_jfif_and_linked_folders_once_and_names_what_it_leaves_out(tmp_path, caplog):
+    root = folder(tmp_path)
+    ant = root / "train" / "ant"
+    Image.new("RGB", (8, 6)).save(ant / "06.jfif", format="JPEG")
+    more = folder(tmp_path / "elsewhere", splits=("train",)) / "train" / "bee"
+    (ant / "more").symlink_to(more)
+    (ant / "circle").symlink_to(ant)
+    assert load_data(f"imagefolder:{root}").train.labels.tolist() == [0] * 13 + [1] * 6
+    assert not caplog.text
+    (ant / "phone.heic").write_bytes(b"of a kind that is not read")
+    assert len(load_data(f"imagefolder:{root}").train) == 19
+    assert "left out 1 of 20 files" in caplog.text
+    assert "phone.heic" in caplog.text
+
+
 def test_images_of_different_sizes_need_an_input_size(tmp_path):
     root = folder(tmp_path)
     Image.new("RGB", (20, 10), (9, 9, 9)).save(root / "train" / "ant" / "odd.png")
