@@ -190,8 +190,8 @@ def load_data(
 ) -> Data:
     """The data set that `spec` names (as `--data` takes it), or a mapping of the user's own data sets.
 
-    mean, std: a value for each channel, or one for all, of images in [0, 1]. With one mean, a folder of grey images
-        is read with one channel; otherwise with three.
+    mean, std: a value for each channel, or one for all, of images in [0, 1]. With one mean, a folder of images
+        that are mostly grey is read with one channel; otherwise with three.
     input_size: (height, width) to which the images of a folder are scaled; they cover it and are cut at the centre.
     seed: of the split where `val` is taken out of `train`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,8 @@ log = logging.getLogger("amc")
 IMAGE_SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 """Pillow's, with one channel beside transparency; `I;16` has several forms."""
+LOOKED_AT = 100
+"""Images whose headers say, before any is decoded, what the folder holds."""
 CACHE_LIMIT = 2**30
 """Decoded images are kept in memory while a whole folder's would take less than this many bytes."""
 UNREADABLE_SHARE = 0.01
@@ -52,7 +54,7 @@ def imagefolder(where: str, options: Options) -> Data:
     classes = _class_folders(root / "train")
     files = {name: _images(root / name, classes) for name in SPLITS if (root / name).is_dir()}
     digest = _fingerprint(root, classes, files)
-    own_size, grey = _look(path for path, _, _ in files["train"])
+    own_size, grey = _look([path for path, _, _ in files["train"]])
     height, width = options.input_size or own_size
     if "val" not in files:
         entries = files["train"]
@@ -146,17 +148,22 @@ def _files(folder: Path) -> Iterator[str]:
         yield from (os.path.join(parent, file) for file in names if not file.startswith("."))
 
 
-def _look(paths: Iterable[Path]) -> tuple[tuple[int, int], bool]:
-    """(height, width) of the first image that can be opened, and whether it is grey."""
-    first = None
-    for path in paths:
-        first = first or path
+def _look(paths: Sequence[Path]) -> tuple[tuple[int, int], bool]:
+    """(height, width) of the first image that can be opened, and whether most are grey, by some spread over them all.
+
+    A photo among scans, or a scan among photos, must not decide for the others because its name comes first.
+    """
+    sizes, grey = [], []
+    for path in paths[:: -(-len(paths) // LOOKED_AT)]:
         try:
             with Image.open(path) as image:
-                return (image.height, image.width), image.mode in GREY_MODES or image.mode.startswith("I;16")
+                sizes.append((image.height, image.width))
+                grey.append(image.mode in GREY_MODES or image.mode.startswith("I;16"))
         except Exception:
             continue
-    raise DataError(f"no image can be read, {first} for one; are they damaged?")
+    if not sizes:
+        raise DataError(f"no image can be read, {paths[0]} for one; are they damaged?")
+    return sizes[0], 2 * sum(grey) > len(grey)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

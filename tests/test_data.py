@@ -218,6 +218,13 @@ def test_one_mean_reads_grey_images_with_one_channel_and_holds_for_all_channels_
         load_data(f"imagefolder:{grey}", mean=(0.5,), std=(0.5,) * 3)
 
 
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_what_most_images_are_decides_whether_a_folder_is_grey(tmp_path, mode, channels):
+    root = folder(tmp_path, mode=mode)
+    Image.new("RGB" if mode == "L" else "L", (8, 6)).save(root / "train" / "ant" / "00.png")
+    assert load_data(f"imagefolder:{root}", mean=(0.5,), std=(0.5,)).input_shape == (1, channels, 6, 8)
+
+
 def test_images_of_16_bits_are_read_as_the_same_ones_of_8(tmp_path):
     root = folder(tmp_path, mode="L")
     expected, _ = everything(load_data(f"imagefolder:{root}").train)
