@@ -6,6 +6,7 @@ depend on them. So the embedded default is not trained for this, and channels ar
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +16,12 @@ from typing import Any
 from amc.budget import Budget, LimitSpec, parse_budget
 from amc.cost import Cost, analytic, spent
 from amc.data import Data
-from amc.errors import BudgetError
+from amc.errors import BudgetError, DataError
+from amc.finetune import Diverged
 from amc.groups import Frozen, Group, Structure
 from amc.importance import rank
 from amc.models import Loaded, load_model
+from amc.own_data import DatasetSplit
 from amc.problem import allowed
 from amc.seeding import seeded
 from search.compose import (
@@ -31,6 +34,8 @@ from search.compose import (
 )
 from search.display import Display
 from search.settings import Settings, settings_from
+
+log = logging.getLogger("amc")
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Overview:
     inputs: name -> shape of the example inputs. data: as given; None where nothing was read.
     prunable: the share of the dense model's FLOPs that goes when every group is at its floor, in [0, 1].
     budgets: all of them hold at once if each can be reached, since the smallest policy has the lowest of every cost.
-    estimate: None without data, or where a budget can't be reached.
+    estimate: None without data, or where a budget can't be reached or no candidate be timed.
     """
 
     model: str
@@ -117,8 +122,15 @@ def overview(given: Mapping[str, Any], display: Display | None = None) -> Overvi
     settings = settings_from(given)
     specs = parse_budget(settings.budget) if settings.budget else ()
     data = read_data(settings) if "data" in given or is_trained_here(settings) else None
+    # Labels of the user's own may be anything: who searches with a metric and a step of one's own sees the groups, too.
+    own = data is not None and isinstance(data.val, DatasetSplit)
     loaded = load_model(
-        settings.model, weights=settings.weights, data=data, input_shape=settings.input_shape, seed=settings.seed
+        settings.model,
+        weights=settings.weights,
+        data=data,
+        input_shape=settings.input_shape,
+        classifies=not own,
+        seed=settings.seed,
     )
     loaded.model.to(accelerator(settings.accelerator))
     inputs = loaded.inputs.values() if isinstance(loaded.inputs, dict) else loaded.inputs
@@ -130,8 +142,13 @@ def overview(given: Mapping[str, Any], display: Display | None = None) -> Overvi
     estimate = None
     if data is not None and all(check.reachable is not False for check in checks):
         known = [spec for spec, check in zip(specs, checks, strict=True) if check.reachable]
-        with display.bar("timing one candidate"):
-            estimate = estimated(settings, loaded, data, structure, Budget.of(structure.groups, costs, known))
+        try:
+            with display.bar("timing one candidate"):
+                estimate = estimated(settings, loaded, data, structure, Budget.of(structure.groups, costs, known))
+        except (DataError, Diverged) as problem:
+            if not own:
+                raise
+            log.warning("the search time is not estimated, since no candidate could be timed: %s", problem)
     return Overview(
         model=loaded.name,
         data=None if data is None else data.name,

@@ -177,3 +177,27 @@ def test_options_of_no_use_are_refused_as_everywhere(capsys):
     assert "did you mean" in capsys.readouterr().err
     assert main(["groups", "--model", "resnet20", "--budget", "flops=1.7"]) == 2
     assert "must be in (0, 1]" in capsys.readouterr().err
+
+
+DATA = """
+import torch
+from torch.utils.data import TensorDataset
+
+def splits():
+    return dict.fromkeys(("train", "val"), TensorDataset(torch.randn(32, 3, 4, 4), torch.arange(32)))
+
+def inputs():
+    return dict.fromkeys(("train", "val"), torch.randn(32, 3, 4, 4))
+"""
+
+
+@pytest.mark.parametrize("factory", ["splits", "inputs"])
+def test_data_whose_labels_only_a_step_of_ones_own_reads_has_groups_but_no_estimate(
+    net, factory, tmp_path, capsys, caplog
+):
+    """Labels are never read but to time a candidate by our own training step, which takes class numbers."""
+    (tmp_path / "data.py").write_text(DATA)
+    assert main(["groups", "--model", net, "--data", f"{tmp_path / 'data.py'}:{factory}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (len(found["groups"]), found["estimate"]) == (2, None)
+    assert "the search time is not estimated" in caplog.text
