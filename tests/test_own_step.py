@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 import amc
 import search
 from amc.errors import AmcError, DataError, ModelError, PolicyError, UsageError
+from search.cli import main
 
 QUICK = {
     "trials": 3,
@@ -148,6 +149,38 @@ def test_labels_that_only_a_metric_and_a_step_of_ones_own_read_need_not_fit_the_
     assert search.build(model=model, data=data, budget="flops=0.5", metric=lambda model: 0.5, **trains).groups
     with pytest.raises(ModelError, match=r"has 1 outputs, but .* has 64 classes.*give metric=… and finetune="):
         search.build(model=model, data=data, budget="flops=0.5", finetune=lambda model, steps: None)
+
+
+AGES = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+def net():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+def ages():
+    return dict.fromkeys(("train", "val"), TensorDataset(torch.randn(64, 4), torch.arange(64)))
+
+def classes_to_score():
+    return {"train": torch.randn(64, 4), "val": TensorDataset(torch.randn(8, 4), torch.zeros(8).long())}
+"""
+
+
+def test_verbs_that_read_no_labels_take_any_as_a_search_with_a_metric_and_a_step_does(monkeypatch, capsys):
+    Path("own.py").write_text(AGES)
+    own = {"metric": lambda model: 0.5, "finetune": lambda model, steps: None}
+    search.run(model="own.py:net", data="own.py:ages", budget="flops=0.5", out="run", **own, **QUICK)
+    words = ["--model", "own.py:net", "--data", "own.py:ages", "--quiet"]
+    assert main(["apply", "run/policy.json", "--out", "slim", *words]) == 0
+    monkeypatch.setattr("search.bench.measure_table", lambda *_, **__: pytest.fail("it got so far"))
+    with pytest.raises(pytest.fail.Exception, match="so far"):
+        main(["latency", "--table", "table.json", *words])
+    capsys.readouterr()
+    scored = ["--model", "own.py:net", "--data", "own.py:classes_to_score", "--ratios", "0.5", "--quiet"]
+    assert main(["sensitivity", *scored, "--out", "sensitivity"]) == 0
+    assert main(["sensitivity", *scored, "--out", "tuned", "--steps", "1"]) == 2
+    assert "no labels to fine-tune on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labels", [CLASSES[:, None], torch.ones(64, 2).long(), [{"boxes": torch.ones(2)}] * 64])

@@ -46,7 +46,7 @@ def execute(arguments: argparse.Namespace) -> Any:
     display = Display(quiet=arguments.quiet, json=arguments.json)
     settings = settings_from({"model": name, **given})
     data = read_data(settings) if "data" in given or is_trained_here(settings) else None
-    loaded = load_dense(settings, data, example=example_of(policy), display=display)
+    loaded = load_dense(settings, data, example=example_of(policy), classifies=False, display=display)
     batches = calibration(data, settings) if data else None
     found = applied(loaded.model, policy, inputs=loaded.inputs, force=arguments.force, batches=batches)
 

@@ -171,7 +171,7 @@ def _build(settings: Settings, device: Device, path: Path, arguments: argparse.N
         raise UsageError(f"--table {path}: there is no folder {path.parent}; make it first")
     check_writable("--table", path.parent)
     data = read_data(settings) if "data" in given or "model" not in given else None
-    loaded = load_dense(settings, data, display=display)
+    loaded = load_dense(settings, data, classifies=False, display=display)
     structure = trace_model(loaded, settings)
     files = OnnxFiles.of(loaded, structure)
     table = measure_table(settings, loaded.name, files, structure, device, path=path, display=display)

@@ -44,7 +44,7 @@ def execute(arguments: argparse.Namespace) -> Any:
     """Runs the analysis, writes it, and returns it as a JSON value."""
     steps = read_value("steps", arguments.steps, {"parse": whole(0)})
     ratios = [read_value("ratios", text, {"parse": number(0.001, 1)}) for text in arguments.ratios or ()]
-    settings = settings_from({**given_settings(arguments), "score_steps": steps})
+    settings = settings_from({**given_settings(arguments), "score_steps": steps, "finetune_epochs": 0})
 
     from search.compose import compose
     from search.display import Display
