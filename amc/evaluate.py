@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from amc.errors import UsageError
+from amc.errors import DataError, UsageError
 from amc.finetune import IGNORED, Batch, Split, check_classes, draw, train
 from amc.forward import call, device_of, logits, to_device
 from amc.groups import Structure
@@ -213,6 +213,9 @@ def grade(model: nn.Module, batches: Iterable[Batch]) -> Worth:
 
     Classes are the axis after the batch. The probability changes with every image, the accuracy only with those whose
     predicted class changes; so it tells policies apart by fewer images (`docs/benchmarks.md`).
+
+    Raises:
+        DataError: a label is none of the model's classes, or none counts.
     """
     device, right, probable, count = device_of(model), 0, 0.0, 0
     model.eval()
@@ -224,7 +227,9 @@ def grade(model: nn.Module, batches: Iterable[Batch]) -> Worth:
             counted = labels.long() != IGNORED  # of bytes, -100 is 156
             right, count = right + int(((found.argmax(1) == labels) & counted).sum()), count + int(counted.sum())
             probable += float((_probability(found, labels.long()) * counted).sum())
-    return Worth(right / count, probable / count) if count else Worth.of(float("nan"))
+    if not count:
+        raise DataError(f"there is no label to score by: all are {IGNORED}, which stands for none")
+    return Worth(right / count, probable / count)
 
 
 def _probability(found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -147,9 +147,9 @@ def train(
         value = loss(output.float() if output.dtype == precision else output, to_device(labels, device))
         losses.append(value.item())
         if not np.isfinite(losses[-1]):
-            raise Diverged(
-                f"the training loss became {losses[-1]} at step {step + 1} of {steps}; lower the learning rate"
-            )
+            found = f"the training loss became {losses[-1]} at step {step + 1} of {steps}; "
+            first = "nothing was learned yet, so do the data or the weights hold NaN or infinite numbers?"
+            raise Diverged(found + ("lower the learning rate" if step else first))
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         for parameter in parameters:  # of an embedding with sparse=True: momentum and weight decay move every row

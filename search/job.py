@@ -31,7 +31,7 @@ from search.display import Display
 from search.finish import SETTLED, accuracies, finetune_steps, finish
 from search.finished import RunResult, read_document
 from search.numbers import metric_name
-from search.recovery import check_training
+from search.recovery import check_test, check_training
 from search.rounds import search_to_budget
 from search.run_directory import REPORT, RESULT, check_free, check_resumable, default_path, owned
 from search.run_sensitivity import write_sensitivity
@@ -185,6 +185,7 @@ def _dense_accuracies(setup: Setup, display: Display) -> tuple[float, float | No
     """
     if isinstance(setup.data.train, FolderSplit):
         setup.data.train.check_sizes()
+    check_test(setup.data, setup.metric)
     dense = _scored(setup)
     if not math.isfinite(dense[0]):
         raise UsageError(f"the dense model's {metric_name(setup.metric)} is {dense[0]}; it must be a number")

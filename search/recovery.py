@@ -28,9 +28,12 @@ def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetu
             "recalibrated on its inputs; labels are not needed"
         )
     splits = {"val": data.val} if data.train is None else {"val": data.val, "train": data.train}
-    unlabelled = [name for name, split in splits.items() if split.labels is None and split.batch([0])[1] is None]
+    unlabelled = [name for name, split in splits.items() if _lacks_labels(split)]
     if "val" in unlabelled and metric is None:
-        raise DataError("the `val` split has no labels, so there is no accuracy; give metric=…, a model's worth")
+        raise DataError(
+            "the `val` split has no labels, so there is no accuracy; give (input, label) examples, as a TensorDataset "
+            "does, or metric=…, a model's worth"
+        )
     trains = finetune is None and settings.recovers()
     if "train" in unlabelled and trains:
         raise DataError(
@@ -41,6 +44,16 @@ def check_recovery(settings: Settings, data: Data, metric: Metric | None, finetu
     for name, split in splits.items():
         if read[name]:
             _check_labels(name, split)
+
+
+def check_test(data: Data, metric: Metric | None) -> None:
+    """Raises a DataError where there is a test split without the labels that its accuracy takes."""
+    if metric is None and data.test is not None and _lacks_labels(data.test):
+        raise DataError("the `test` split has no labels, so there is no accuracy on it; leave it out")
+
+
+def _lacks_labels(split: Split) -> bool:
+    return split.labels is None and split.batch([0])[1] is None
 
 
 def check_training(settings: Settings, model: nn.Module, data: Data) -> None:
@@ -68,7 +81,13 @@ def check_training(settings: Settings, model: nn.Module, data: Data) -> None:
         inputs, labels = data.train.batch(range(min(len(data.train), FIRST)))
         device = device_of(model)
         with torch.no_grad():
-            cross_entropy(logits(call(model, to_device(inputs, device))), to_device(labels, device))
+            output = logits(call(model, to_device(inputs, device)))
+            cross_entropy(output, to_device(labels, device))
+        if output.isnan().any():
+            raise DataError(
+                "the dense model gives NaN on the first training examples; do they, or its weights, hold NaN or "
+                "infinite numbers?"
+            )
 
 
 def _check_labels(name: str, split: Split) -> None:

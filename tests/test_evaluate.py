@@ -68,6 +68,10 @@ def test_training_learns_and_a_diverged_loss_says_so():
     assert not model.training
     with pytest.raises(Diverged, match="lower the learning rate"):
         finetune(net(), Examples(500), steps=50, lr=1e30)
+    broken = net()
+    next(broken.parameters()).data.fill_(math.nan)
+    with pytest.raises(Diverged, match=r"became nan at step 1 of 5; nothing was learned yet, so do the data"):
+        finetune(broken, Examples(500), steps=5)
 
 
 def test_in_bfloat16_the_products_are_rounded_and_the_model_stays_in_float32():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def test_a_step_of_ones_own_recovers_candidates_and_the_result_without_labels(im
 @pytest.mark.parametrize(
     ("keep", "given", "says"),
     [
-        (("train", "val"), {}, "the `val` split has no labels, so there is no accuracy; give metric="),
+        (("train", "val"), {}, "the `val` split has no labels, so there is no accuracy; give .* or metric="),
         (("train", "val"), {"metric": float}, "no labels to fine-tune on; give finetune="),
         (("val",), {"metric": float, "finetune": print}, "finetune=… needs a `train` split"),
     ],
@@ -305,6 +306,7 @@ def test_a_model_that_has_run_and_holds_what_is_no_weight_is_searched_and_loaded
         (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.arange(64) % 3, "can be pruned"),
         (classifier, ["cat", "dog"] * 32, "labels are text, as in 'cat'"),
         (lambda: with_example(torch.zeros(1, 5, 8, 8)), torch.arange(64) % 3, "does not run on --data"),
+        (lambda: with_example(torch.zeros(1, 3, 8, 8)), torch.full((64,), -100), "no label to score by: all are -100"),
     ],
 )
 def test_what_can_not_be_searched_is_said_before_anything_is_kept(images, model, labels, says):
@@ -312,6 +314,28 @@ def test_what_can_not_be_searched_is_said_before_anything_is_kept(images, model,
     model = model if isinstance(model, nn.Module) else model()
     with pytest.raises(AmcError, match=says):
         search.run(model=model, data={"train": pairs, "val": pairs}, budget="flops=0.5", out="run", **QUICK)
+    assert not Path("run").exists()
+
+
+def test_an_image_of_nan_is_said_before_anything_is_kept(images):
+    pairs = [(image * (math.nan if i == 5 else 1), i % 3) for i, image in enumerate(images)]
+    with pytest.raises(DataError, match=r"gives NaN on the first training examples; do they, .* hold NaN"):
+        search.run(
+            model=with_example(images[:1]), data={"train": pairs, "val": pairs}, budget="flops=0.5", out="run", **QUICK
+        )
+    assert not Path("run").exists()
+
+
+def test_a_test_split_without_labels_is_named_where_its_accuracy_is_asked_for(images):
+    pairs = [(image, i % 3) for i, image in enumerate(images)]
+    given = {
+        "model": with_example(images[:1]),
+        "data": {"train": pairs, "val": pairs, "test": images},
+        "budget": "flops=0.5",
+    }
+    assert search.build(**given).groups
+    with pytest.raises(DataError, match=r"the `test` split has no labels, .* leave it out"):
+        search.run(**given, out="run", **QUICK)
     assert not Path("run").exists()
 
 
