@@ -63,6 +63,8 @@ def check_classes(output: Tensor, labels: Any, instead: str, *, lowest: float = 
     if output.dim() < 2 or not isinstance(labels, Tensor) or labels.shape != wanted:
         given = f"of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"of type {type(labels).__name__}"
         found = f"predictions of shape {tuple(wanted)}" if output.dim() > 1 else "a model without an output a class"
+        if output.dim() > 2:
+            found += f" (the model's output is {tuple(output.shape)}, its classes the axis after the batch)"
         raise DataError(f"labels {given} don't fit {found}; give class numbers, one for each prediction, or {instead}")
     classes = output.shape[1]
     strange = labels[(labels >= classes) | ((labels < lowest) & (labels != IGNORED))]

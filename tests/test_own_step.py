@@ -195,6 +195,16 @@ def test_labels_that_cross_entropy_can_not_take_are_refused_before_anything_is_k
     assert not Path("run").exists()
 
 
+def test_classes_on_the_last_axis_are_said_to_belong_on_the_second():
+    """As language models have them: a word in each place."""
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 20))
+    words = torch.randint(0, 20, (64, 5))
+    given = {"data": dict.fromkeys(("train", "val"), TensorDataset(words, words)), "budget": "params=0.9"}
+    with pytest.raises(DataError, match=r"output is \(64, 5, 20\), its classes the axis after the batch"):
+        search.run(model=model, out="run", **given, **QUICK)
+    assert not Path("run").exists()
+
+
 def test_a_metric_is_of_a_model_in_use_whatever_mode_the_step_of_ones_own_leaves_it_in():
     data, modes = dict.fromkeys(("train", "val"), TensorDataset(torch.randn(64, 4))), []
 
