@@ -40,12 +40,12 @@ def _unchanged(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
 def _copy(run: Tracer, args: tuple, kwargs: dict, out: Any) -> None:
     """What fills a slice of a tensor, all of its channels, labels the whole tensor (circular padding)."""
     target, source = args[0], args[1]
-    whole = target._base
-    if run.factors(target) or target.numel() == target.untyped_storage().nbytes() // target.element_size():
+    whole, factors = target._base, run.factors(source)
+    if run.factors(target) or target.numel() >= target.untyped_storage().nbytes() // target.element_size():
         pointwise(run, (target, source), {}, out)
-    elif whole is not None and source.shape == target.shape and _spans(target, whole, run.factors(source)):
-        run.set(target, run.factors(source))
-        run.set(whole, run.factors(source))
+    elif whole is not None and source.shape == target.shape and _spans(target, whole, factors):
+        run.set(target, factors)
+        run.set(whole, factors)
     else:
         run.freeze([source], f"{run.where()} writes them into a part of another tensor")
 
@@ -367,11 +367,11 @@ VALUES: tuple[Handler, ...] = (pointwise, _view, _unsqueeze, _expand, _permute, 
 
 HANDLERS: dict[str, Handler] = table(
     (pointwise, "hardswish hardswish_ hardsigmoid hardtanh hardtanh_ _prelu_kernel lerp where masked_fill clamp mish"),
-    (pointwise, "leaky_relu leaky_relu_ softplus elu elu_ silu_ rrelu_with_noise"),
+    (pointwise, "leaky_relu leaky_relu_ softplus elu elu_ silu_ rrelu_with_noise copy"),
     (_unchanged, "clone detach alias _to_copy contiguous lift_fresh lift_fresh_copy positive dropout native_dropout_"),
     (_unchanged, "zeros_like ones_like full_like empty_like rand_like randn_like fill_ zero_ fill bernoulli"),
     (_unchanged, "bernoulli_ uniform_ normal_ exponential_ geometric_ cauchy_ log_normal_ random_"),
-    (_copy, "copy_ copy"),
+    (_copy, "copy_"),
     (_permute, "permute"),
     (_transpose, "t t_ transpose transpose_ numpy_T"),
     (_unsqueeze, "unsqueeze unsqueeze_"),

@@ -129,6 +129,7 @@ def test_transposed_convolutions_multiply_at_their_inputs() -> None:
         (lambda x: x.softmax(1), "compares them"),
         (lambda x: x + x.mean(1, keepdim=True).relu().sum((2, 3), keepdim=True), "uses a mean"),
         (lambda x: x * torch.linspace(0, 1, 8)[:, None, None], "fixed size"),
+        (lambda x: torch.ops.aten.copy(torch.zeros(1, 8, 12, 6)[:, :, :6], x), "fixed size"),
         (lambda x: x[:, [1, 0, 2, 3, 4, 5, 6, 7]], "by position"),
         (lambda x: torch.fft.fft(x).real, "not understood"),
         (lambda x: x.cumsum(1), "accumulates"),
